@@ -1,0 +1,11 @@
+"""Janus on Ray: collect values, train a policy on them, serve it, measure it.
+
+The layers import one way only (`lint-imports` proves it):
+
+    jobs -> data | train | serve | eval -> llm -> chat | cluster | store | prompts | stats
+         -> config | env | metrics -> records -> errors
+
+Importing this package, `records`, `config`, `stats` or `metrics` loads neither torch, ray, vllm nor transformers.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Evaluation: generate, judge, aggregate, report; Ray actors that call endpoints."""

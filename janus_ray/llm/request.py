@@ -1,0 +1,95 @@
+"""What is asked of a language model, what comes back, and the content key that ties them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from janus_ray.chat import Message
+from janus_ray.records import Status, canonical_json
+
+# rate_limit  429                            overload and connection trouble is retried, see client.py
+# server      5xx, or an answer that is not a chat completion
+# bad_request other 4xx                      never retried: the same request gets the same refusal
+ErrorKind = Literal[
+    "rate_limit", "server", "timeout", "connection", "bad_request", "auth", "content_filter", "refusal", "truncated",
+    "empty", "schema_invalid", "endpoint_down",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Decoding parameters, named as in the OpenAI API; None leaves the server's default."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+    repetition_penalty: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LLMRequest:
+    """One chat completion to obtain.
+
+    `stage`, `prompt_sha256`, `sample_index` and `seed` take part in the content key beside the messages and
+    parameters: together they are everything that may change the answer.
+    """
+
+    stage: str
+    messages: tuple[Message, ...]
+    sampling: Sampling = Sampling()
+    prompt_sha256: str = ""
+    sample_index: int = 0
+    seed: int | None = None
+    json_schema: Mapping[str, Any] | None = None
+    keep_truncated: bool = False
+    """True returns a response cut at max_tokens as it is; False asks once more with twice the room."""
+
+    def key(self, model: str, endpoint: str) -> str:
+        """SHA-256 over everything that changes the answer, the model and the endpoint included."""
+        content = {**asdict(self), "model": model, "endpoint": endpoint}
+        return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens as the endpoint counted them."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        """Sums two usages."""
+        return Usage(self.prompt_tokens + other.prompt_tokens, self.completion_tokens + other.completion_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The outcome of a request. An error is an outcome too: nothing is raised for one row among many."""
+
+    status: Status
+    text: str = ""
+    finish_reason: str | None = None
+    error_kind: ErrorKind | None = None
+    error_message: str | None = None
+    attempts: int = 0
+    usage: Usage = field(default_factory=Usage)
+    cached: bool = False
+
+    @classmethod
+    def failure(cls, kind: ErrorKind, message: str, attempts: int, usage: Usage | None = None) -> Completion:
+        """An error outcome; the message is kept to one line of at most 300 characters."""
+        line = " ".join(message.split())[:300]
+        return cls("error", error_kind=kind, error_message=line, attempts=attempts, usage=usage or Usage())
+
+    def from_ledger(self) -> Completion:
+        """The same outcome, marked as not paid for again."""
+        return replace(self, cached=True)
+
+
+def derived_seed(global_seed: int, *parts: object) -> int:
+    """A 31-bit seed that depends on the parts only, so that a rerun and another order give the same samples."""
+    text = "|".join(str(part) for part in (global_seed, *parts))
+    return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) & 0x7FFFFFFF

@@ -1,0 +1,1 @@
+"""A world small enough for two CPU cores, in which every stage runs for real."""

