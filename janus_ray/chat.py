@@ -14,7 +14,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 from janus_ray.errors import CheckpointError, DataError
 from janus_ray.records import canonical_json
@@ -24,12 +24,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class Message(TypedDict):
-    """One turn of a conversation."""
-
-    role: str
-    content: str
-
+# One turn of a conversation: {"role": ..., "content": ...}, as the OpenAI API and chat templates take it.
+Message = dict[str, str]
 
 TEMPLATE_FILE = "janus_template.json"
 
@@ -75,7 +71,7 @@ class EncodedExample:
 
 def conversation(system: str | None, prompt: str) -> list[Message]:
     """The messages of one single-turn request; an empty system message counts as none."""
-    user: Message = {"role": "user", "content": prompt}
+    user = {"role": "user", "content": prompt}
     return [{"role": "system", "content": system}, user] if system else [user]
 
 
