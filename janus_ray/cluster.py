@@ -102,3 +102,13 @@ class ProgressLine:
         share = f"/{self._total} ({100 * done / self._total:.0f} %)" if self._total else ""
         rate = done / max(now - self._started, 1e-9)
         print(f"{self._label}: {done}{share}, {rate:.0f}/s{f', {detail}' if detail else ''}", flush=True)
+
+
+def quiet_ray_data() -> None:
+    """Keeps Ray Data's bars and plan dumps off the terminal; our own progress lines stand in for them."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = _verbose()
+    context.print_on_execution_start = _verbose()
+    logging.getLogger("ray.data").setLevel(_ray_level())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from janus_ray.env import set_quiet_defaults
+from janus_ray.env import log_level, native_log_path, set_quiet_defaults
 from janus_ray.errors import ConfigError, JanusError
 
 IfExists = Literal["fail", "resume", "overwrite"]
@@ -141,6 +142,20 @@ def _allowed_keys(recipe_type: type[BaseModel], path: Sequence[int | str]) -> st
     return ", ".join(section.model_fields)
 
 
+def _keep_native_logs_off_the_terminal() -> None:
+    """Sends what native code writes to file descriptor 2 to a log file; Python's own stderr stays on the terminal.
+
+    Ray's C++ core reports harmless matters there, at level error and without a switch. JANUS_LOG_LEVEL=DEBUG shows
+    everything.
+    """
+    if log_level() == "DEBUG":
+        return
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+    log = os.open(native_log_path(), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(log, 2)
+    os.close(log)
+
+
 def _is_model(candidate: object) -> bool:
     return isinstance(candidate, type) and issubclass(candidate, BaseModel)
 
@@ -171,6 +186,7 @@ def run_job(
     """The process boundary of a job: parse, run, and turn an error for a person into one line and exit code 2."""
     parsed = job_arguments(doc).parse_args(arguments)
     set_quiet_defaults()
+    _keep_native_logs_off_the_terminal()
     try:
         recipe = load_recipe(recipe_type, parsed.recipes, parsed.overrides)
         if parsed.dry_run:

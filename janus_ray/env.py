@@ -14,6 +14,7 @@ needed, and are never written anywhere.
 from __future__ import annotations
 
 import os
+import tempfile
 
 from janus_ray.errors import ConfigError
 
@@ -41,6 +42,11 @@ def set_quiet_defaults() -> None:
 def log_level() -> str:
     """The level of our own log lines (JANUS_LOG_LEVEL)."""
     return os.environ.get("JANUS_LOG_LEVEL", "INFO").upper()
+
+
+def native_log_path() -> str:
+    """Where a job keeps what native code writes to standard error."""
+    return os.path.join(tempfile.gettempdir(), f"janus_ray-native-{os.getpid()}.log")
 
 
 def ray_address() -> str | None:

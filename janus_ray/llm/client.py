@@ -60,7 +60,6 @@ class ChatClient:
         self._gate = asyncio.Semaphore(max_concurrency or endpoint.max_concurrency)
         self._paused_until = 0.0
         self._failing_since: float | None = None
-        self.sent = 0
 
     async def complete(self, request: LLMRequest) -> Completion:
         """The outcome of a request: from the ledger when it is known, otherwise from the endpoint."""
@@ -79,16 +78,18 @@ class ChatClient:
 
     async def _ask_until_settled(self, request: LLMRequest) -> Completion:
         usage = Usage()
-        attempts = second_chances = 0
+        sent = attempts = second_chances = 0
         deadline = time.monotonic() + self._endpoint.max_wait_s
         while True:
             if self._considered_down():
-                return Completion.failure("endpoint_down", "the endpoint has answered nothing for too long", attempts)
+                down = Completion.failure("endpoint_down", "the endpoint has answered nothing for too long", attempts)
+                return replace(down, sent=sent)
             outcome, retry_after_s = await self._ask_once(request)
             usage += outcome.usage
             kind = outcome.error_kind
+            sent += 1
             attempts += kind != "rate_limit"
-            settled = replace(outcome, attempts=attempts, usage=usage)
+            settled = replace(outcome, attempts=attempts, usage=usage, sent=sent)
             if kind == "rate_limit":
                 wait_s = retry_after_s if retry_after_s is not None else random.uniform(0.5, 2.0)
                 self._paused_until = max(self._paused_until, time.monotonic() + wait_s)
@@ -111,7 +112,6 @@ class ChatClient:
             # A pause may be prolonged while we sleep through it.
             while (pause_s := self._paused_until - time.monotonic()) > 0:
                 await asyncio.sleep(pause_s)
-            self.sent += 1
             try:
                 answer = await asyncio.wait_for(
                     self._client.chat.completions.create(**self._parameters(request)), self._endpoint.timeout_s

@@ -76,7 +76,8 @@ class Completion:
     error_message: str | None = None
     attempts: int = 0
     usage: Usage = field(default_factory=Usage)
-    cached: bool = False
+    sent: int = 0
+    """HTTP requests that this run made for it, 429s included; 0 when the ledger knew the answer."""
 
     @classmethod
     def failure(cls, kind: ErrorKind, message: str, attempts: int, usage: Usage | None = None) -> Completion:
@@ -86,7 +87,7 @@ class Completion:
 
     def from_ledger(self) -> Completion:
         """The same outcome, marked as not paid for again."""
-        return replace(self, cached=True)
+        return replace(self, sent=0)
 
 
 def derived_seed(global_seed: int, *parts: object) -> int:

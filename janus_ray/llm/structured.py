@@ -29,7 +29,12 @@ async def complete_structured(
     total = Completion("error")
     for _ in range(max_reasks + 1):
         completion = await client.complete(request)
-        total = replace(completion, attempts=total.attempts + completion.attempts, usage=total.usage + completion.usage)
+        total = replace(
+            completion,
+            attempts=total.attempts + completion.attempts,
+            usage=total.usage + completion.usage,
+            sent=total.sent + completion.sent,
+        )
         if completion.status != "ok":
             return None, total
         try:
@@ -45,4 +50,5 @@ async def complete_structured(
                 {"role": "user", "content": f"That does not fit the schema: {problem}. Answer again, JSON only."},
             ),
         )
-    return None, Completion.failure("schema_invalid", problem, total.attempts, total.usage)
+    failed = Completion.failure("schema_invalid", problem, total.attempts, total.usage)
+    return None, replace(failed, sent=total.sent)

@@ -1,0 +1,75 @@
+"""The recipe of data collection."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from janus_ray.config import RayConfig, Recipe
+from janus_ray.llm.endpoint import Endpoint
+
+
+class Source(Recipe):
+    """One place where instructions come from."""
+
+    path: str
+    """A JSONL or Parquet file, a folder of Parquet files, or the id of a Hugging Face dataset."""
+    format: Literal["auto", "jsonl", "parquet", "huggingface"] = "auto"
+    """"auto" goes by the ending (.jsonl, .json, .parquet, a folder) and takes anything else that is not a path on
+    disk for a dataset id."""
+    prompt_column: str = "instruction"
+    """Column with the instruction. A dotted path reaches into nested values: "turns.0", "instances.0.input"."""
+    input_column: str | None = None
+    """Column with further input; where it is not empty it follows the instruction after a blank line."""
+    source_column: str | None = None
+    """Column whose value becomes `original_source`; None takes the name of the source."""
+    name: str | None = None
+    """Becomes `main_source`; None takes the file's name or the dataset's id."""
+    split: str = "train"
+    """Split of a Hugging Face dataset."""
+    limit: int | None = Field(default=None, ge=1)
+    """Take at most this many rows, from the start."""
+
+
+class CollectSampling(Recipe):
+    """Decoding parameters of the teacher.
+
+    The paper's generation used temperature 1.0; its released code does not state the others, so these are our choice.
+    """
+
+    temperature: float = Field(default=1.0, ge=0, le=2)
+    """Softmax temperature."""
+    top_p: float = Field(default=0.9, gt=0, le=1)
+    """Nucleus mass."""
+    max_tokens_preferences: int = Field(default=1536, ge=1)
+    """Room for the preference sets of one instruction, in tokens."""
+    max_tokens_system: int = Field(default=512, ge=1)
+    """Room for one system message, in tokens."""
+    max_tokens_response: int = Field(default=1024, ge=1)
+    """Room for one response, in tokens."""
+
+
+class CollectRecipe(Recipe):
+    """From instructions to a collection in the schema of the Multifaceted Collection."""
+
+    sources: list[Source] = Field(min_length=1)
+    """Where instructions come from, in this order; of equal instructions the first is kept."""
+    output_dir: str
+    """Folder for the collection."""
+    teacher: Endpoint
+    """The model that writes preference sets, system messages and responses."""
+    sampling: CollectSampling = CollectSampling()
+    """The teacher's decoding parameters."""
+    num_sets: int = Field(default=3, ge=1, le=8)
+    """Preference sets per instruction (paper: 3)."""
+    max_reasks: int = Field(default=2, ge=0, le=5)
+    """How often an answer that does not fit the schema is asked for again."""
+    client_actors: int = Field(default=1, ge=1, le=64)
+    """Client processes; the endpoint's max_concurrency is divided among them. One drives about 400 requests/s."""
+    rows_per_file: int = Field(default=10_000, ge=1)
+    """Rows per Parquet file."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the requests; another seed asks everything anew."""
+    ray: RayConfig = RayConfig()
+    """The Ray cluster."""

@@ -1,0 +1,52 @@
+"""The recipes of the jobs that set the miniature up."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from janus_ray.config import Recipe
+
+
+class InstructionsRecipe(Recipe):
+    """Writing the world's instructions."""
+
+    output_path: str
+    """JSONL file to write."""
+
+
+class BaseModelRecipe(Recipe):
+    """Building a tokenizer and an untrained Mistral from a collection."""
+
+    collection: str
+    """Folder of a finished collection; the tokenizer is trained on its texts."""
+    output_dir: str
+    """Hugging Face model folder to write."""
+    vocab_size: int = Field(default=1024, ge=300)
+    """Tokens in the vocabulary: 256 bytes, the special tokens, merges."""
+    hidden_size: int = Field(default=192, ge=32)
+    """Width of the residual stream."""
+    intermediate_size: int = Field(default=512, ge=32)
+    """Width of the feed-forward layer."""
+    num_layers: int = Field(default=4, ge=1)
+    """Decoder blocks."""
+    num_heads: int = Field(default=6, ge=1)
+    """Query heads."""
+    num_kv_heads: int = Field(default=2, ge=1)
+    """Key and value heads (grouped-query attention, as in Mistral)."""
+    max_position_embeddings: int = Field(default=1024, ge=64)
+    """Longest sequence, in tokens."""
+    seed: int = 0
+    """Seed of the weights."""
+
+
+class BenchRecipe(Recipe):
+    """Writing the world's bench."""
+
+    collection: str
+    """Folder of a finished collection: what was seen in training is read from it."""
+    output_path: str
+    """JSONL file to write, in the schema of records.BENCH."""
+    prompts_per_split: int = Field(default=24, ge=1, le=48)
+    """Prompts in each split; each is asked by three people."""
+    seed: int = 0
+    """Seed of the choice."""

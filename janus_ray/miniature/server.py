@@ -1,0 +1,155 @@
+"""The teacher and the judge as one small OpenAI-compatible HTTP server.
+
+    python -m janus_ray.miniature.server [--port 0] [--api-key KEY]
+
+It prints the URL it listens on. A job starts it with `--until-stdin-closes`, so that it never outlives the job,
+however that job ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+from janus_ray.errors import GenerationError
+from janus_ray.llm.endpoint import Endpoint
+from janus_ray.miniature import judge, teacher
+from janus_ray.records import canonical_json, content_id
+
+TEACHER, JUDGE = "miniature-teacher", "miniature-judge"
+
+_ANSWERS: dict[str, Callable[[list[dict[str, str]], int], str]] = {
+    TEACHER: teacher.answer,
+    JUDGE: lambda messages, seed: judge.verdict(messages[-1]["content"]),
+}
+
+
+@contextmanager
+def started(endpoint: Endpoint) -> Generator[Endpoint]:
+    """Starts the server when the endpoint asks for it (base_url "miniature"), and ends it with the block.
+
+    Yields:
+        The endpoint with `served_at` filled in; any other endpoint unchanged.
+
+    Raises:
+        GenerationError: the server did not start.
+    """
+    if endpoint.base_url != "miniature":
+        yield endpoint
+        return
+    command = [sys.executable, "-m", "janus_ray.miniature.server", "--until-stdin-closes"]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=sys.stderr.fileno(), text=True
+    )
+    try:
+        url = process.stdout.readline().strip() if process.stdout else ""
+        if not url.startswith("http://"):
+            raise GenerationError("the miniature's teacher and judge did not start; its message stands above")
+        yield endpoint.model_copy(update={"served_at": url})
+    finally:
+        if process.stdin:
+            process.stdin.close()
+        process.wait(timeout=10)
+
+
+def build_app(api_key: str | None = None) -> Any:
+    """The ASGI application.
+
+    Args:
+        api_key: when given, requests without this bearer token get 401.
+    """
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import JSONResponse
+    from starlette.routing import Route
+
+    def error(status: int, message: str) -> JSONResponse:
+        return JSONResponse({"error": {"message": message, "type": "invalid_request_error"}}, status)
+
+    def unauthorised(request: Request) -> bool:
+        return api_key is not None and request.headers.get("authorization") != f"Bearer {api_key}"
+
+    async def models(request: Request) -> JSONResponse:
+        if unauthorised(request):
+            return error(401, "incorrect API key")
+        data = [{"id": name, "object": "model", "created": 0, "owned_by": "janus_ray"} for name in _ANSWERS]
+        return JSONResponse({"object": "list", "data": data})
+
+    async def chat(request: Request) -> JSONResponse:
+        if unauthorised(request):
+            return error(401, "incorrect API key")
+        try:
+            body = json.loads(await request.body())
+            messages = [{"role": m["role"], "content": m["content"]} for m in body["messages"]]
+            answer = _ANSWERS[body["model"]]
+            seed = int(body.get("seed") or 0)
+        except KeyError as problem:
+            return error(404, f"unknown model or missing field: {problem}")
+        except (json.JSONDecodeError, TypeError, ValueError) as problem:
+            return error(400, f"not a chat request: {problem}")
+        return JSONResponse(_completion(body["model"], messages, answer(messages, seed)))
+
+    return Starlette(
+        routes=[Route("/v1/models", models), Route("/v1/chat/completions", chat, methods=["POST"])],
+    )
+
+
+def _completion(model: str, messages: list[dict[str, str]], text: str) -> dict[str, Any]:
+    """The answer in the protocol's form; tokens are counted as words."""
+    prompt_tokens = sum(len(message["content"].split()) for message in messages)
+    completion_tokens = len(text.split())
+    return {
+        "id": f"chatcmpl-{content_id(model, canonical_json(messages))}",
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": model,
+        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
+        "usage": {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+        },
+    }
+
+
+def main() -> None:
+    """Serves until standard input closes."""
+    import uvicorn
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--api-key", default=None, help="demand this key")
+    parser.add_argument("--until-stdin-closes", action="store_true", help="end when standard input closes")
+    arguments = parser.parse_args()
+
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", arguments.port))
+    except OSError as problem:
+        sys.exit(f"error: port {arguments.port} cannot be used: {problem.strerror}")
+    listener.listen(4096)
+    print(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", flush=True)
+    if arguments.until_stdin_closes:
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
+    config = uvicorn.Config(build_app(arguments.api_key), log_level="error", access_log=False, backlog=4096)
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def _end_with_stdin() -> None:
+    while sys.stdin.buffer.read(4096):
+        pass
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""Collect: instructions -> preference sets -> system messages -> responses.
+
+Reads   instructions: JSONL, Parquet or a Hugging Face dataset (recipe: sources)
+Writes  output_dir/part-*.parquet in the Multifaceted Collection's schema, ledger/, manifest.json
+Needs   an OpenAI-compatible endpoint (recipe: teacher), or base_url = "miniature"
+
+    python -m jobs.collect jobs/recipes/miniature_collect.toml
+"""
+
+from janus_ray.config import IfExists, run_job
+from janus_ray.data.recipe import CollectRecipe
+
+
+def run(recipe: CollectRecipe, if_exists: IfExists) -> None:
+    """Collects; see janus_ray.data.collect."""
+    from janus_ray.data.collect import collect
+    from janus_ray.miniature.server import started
+
+    with started(recipe.teacher) as teacher:
+        collect(recipe, teacher, if_exists)
+
+
+if __name__ == "__main__":
+    run_job(CollectRecipe, run, __doc__)
