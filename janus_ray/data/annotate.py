@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
@@ -63,6 +64,7 @@ class _PreferenceSets(BaseModel):
         return self
 
 
+@cache
 def preference_sets_type(num_sets: int) -> type[_PreferenceSets]:
     """The answer type for exactly this many sets, so that the JSON schema says the number."""
     sets = Annotated[list[PreferenceSet], Field(min_length=num_sets, max_length=num_sets)]

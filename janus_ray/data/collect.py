@@ -54,14 +54,13 @@ class AnnotateInstructions:
         self._at_work = asyncio.Semaphore(max_concurrency)
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
-        """Annotates a batch and yields each instruction's rows as soon as they are there."""
+        """Annotates a batch of instructions and yields their rows."""
         if self._annotator is None:
             client = ChatClient(self._teacher, self._ledger, max_concurrency=self._max_concurrency)
             self._annotator = Annotator(client, self._recipe)
-        tasks = [asyncio.ensure_future(self._rows(self._annotator, row)) for row in batch.to_pylist()]
-        for finished in asyncio.as_completed(tasks):
-            # The explicit schema keeps a column that is empty in this batch from losing its type.
-            yield pa.Table.from_pylist(await finished, schema=_ANNOTATED)
+        finished = await asyncio.gather(*(self._rows(self._annotator, row) for row in batch.to_pylist()))
+        # The explicit schema keeps a column that is empty in this batch from losing its type.
+        yield pa.Table.from_pylist([row for rows in finished for row in rows], schema=_ANNOTATED)
 
     async def _rows(self, annotator: Annotator, row: dict[str, str]) -> list[dict[str, Any]]:
         async with self._at_work:

@@ -49,7 +49,12 @@ class LLMRequest:
 
     def key(self, model: str, endpoint: str) -> str:
         """SHA-256 over everything that changes the answer, the model and the endpoint included."""
-        content = {**asdict(self), "model": model, "endpoint": endpoint}
+        # Not asdict(): it would copy every message.
+        content = {name: getattr(self, name) for name in self.__slots__} | {
+            "sampling": asdict(self.sampling),
+            "model": model,
+            "endpoint": endpoint,
+        }
         return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TypeVar
+from functools import cache
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -11,6 +12,11 @@ from janus_ray.llm.client import ChatClient
 from janus_ray.llm.request import Completion, LLMRequest
 
 Answer = TypeVar("Answer", bound=BaseModel)
+
+
+@cache
+def _schema(answer_type: type[BaseModel]) -> dict[str, Any]:
+    return answer_type.model_json_schema()
 
 
 async def complete_structured(
@@ -25,7 +31,7 @@ async def complete_structured(
         The validated answer, or None, and the outcome with attempts and usage summed over all asks. An answer that
         never validates is the error "schema_invalid".
     """
-    request = replace(request, json_schema=answer_type.model_json_schema())
+    request = replace(request, json_schema=_schema(answer_type))
     total = Completion("error")
     for _ in range(max_reasks + 1):
         completion = await client.complete(request)
