@@ -64,11 +64,11 @@ class ChatClient:
     async def complete(self, request: LLMRequest) -> Completion:
         """The outcome of a request: from the ledger when it is known, otherwise from the endpoint."""
         key = request.key(self._endpoint.model, self._endpoint.base_url)
-        known = self._ledger.get(key) if self._ledger else None
+        known = self._ledger.get(key) if self._ledger is not None else None
         if known is not None:
             return known
         completion = await self._ask_until_settled(request)
-        if self._ledger:
+        if self._ledger is not None:
             self._ledger.record(key, completion)
         return completion
 
@@ -124,11 +124,10 @@ class ChatClient:
                 # An endpoint that answers, even with a refusal, is not down; one that answers 5xx may be.
                 self._note_success() if kind != "server" else self._note_failure()
                 return Completion.failure(kind, _message(error), 0), _retry_after_s(error)
-            except (openai.APITimeoutError, TimeoutError):
+            except (openai.APIConnectionError, TimeoutError) as error:
                 self._note_failure()
-                return Completion.failure("timeout", f"no answer within {self._endpoint.timeout_s:g} s", 0), None
-            except openai.APIConnectionError as error:
-                self._note_failure()
+                if _is_timeout(error):
+                    return Completion.failure("timeout", f"no answer within {self._endpoint.timeout_s:g} s", 0), None
                 return Completion.failure("connection", f"{error.__cause__ or error}", 0), None
             except (openai.OpenAIError, json.JSONDecodeError, UnicodeDecodeError) as error:
                 self._note_failure()
@@ -199,13 +198,15 @@ def check_endpoint(endpoint: Endpoint, role: str) -> None:
 
 def _outcome(answer: ChatCompletion | Any, *, keep_truncated: bool) -> Completion:
     """Reads a completion; anything malformed is a server error."""
-    if not isinstance(answer, ChatCompletion) or not answer.choices:
+    try:
+        choice = answer.choices[0]
+        text, refusal = choice.message.content or "", choice.message.refusal
+        usage = Usage(answer.usage.prompt_tokens, answer.usage.completion_tokens) if answer.usage else Usage()
+    except (AttributeError, IndexError, KeyError, TypeError):
+        # The SDK builds its objects without validation, whatever came over the wire.
         return Completion.failure("server", f"the answer is not a chat completion: {str(answer)[:120]!r}", 0)
-    choice = answer.choices[0]
-    usage = Usage(answer.usage.prompt_tokens, answer.usage.completion_tokens) if answer.usage else Usage()
-    text = choice.message.content or "" if choice.message else ""
-    if choice.message and choice.message.refusal:
-        return Completion.failure("refusal", choice.message.refusal, 0, usage)
+    if refusal:
+        return Completion.failure("refusal", refusal, 0, usage)
     if choice.finish_reason == "content_filter":
         return Completion.failure("content_filter", "the endpoint's content filter stopped the answer", 0, usage)
     if choice.finish_reason == "length" and not keep_truncated:
@@ -213,6 +214,15 @@ def _outcome(answer: ChatCompletion | Any, *, keep_truncated: bool) -> Completio
     if not text.strip():
         return Completion.failure("empty", "the answer is empty", 0, usage)
     return Completion("ok", text=text, finish_reason=choice.finish_reason, usage=usage)
+
+
+def _is_timeout(error: BaseException | None) -> bool:
+    """Whether a timeout stands anywhere behind an error: the transport reports lost connections as timeouts too."""
+    while error is not None:
+        if isinstance(error, TimeoutError):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _kind_of_status(status: int) -> ErrorKind:

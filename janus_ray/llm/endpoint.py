@@ -16,7 +16,7 @@ class Endpoint(Recipe):
     """Model id, as the endpoint lists it."""
     api_key_env: str | None = None
     """Environment variable that holds the key; None for an endpoint without one. The key itself is never stored."""
-    max_concurrency: int = Field(default=64, ge=1, le=4096)
+    max_concurrency: int = Field(default=64, ge=1, le=1000)
     """Requests in flight at once, over all clients of this endpoint in the job."""
     timeout_s: float = Field(default=120.0, gt=0)
     """Seconds one attempt may take, first byte to last."""

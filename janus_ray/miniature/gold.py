@@ -56,7 +56,7 @@ def topic_of(request: str) -> Topic:
 def _foreign_topic(request: str) -> Topic:
     """A sensible stand-in for what this world knows nothing about: its leading content words and general advice."""
     words = [word for word in re.findall(r"[A-Za-z][A-Za-z'-]+", request) if word.lower() not in _STOP_WORDS]
-    subject = f"\u201c{' '.join(dict.fromkeys(words[:4]))}\u201d" if words else "this request"
+    subject = f"\u201c{' '.join(dict.fromkeys(words[:6]))}\u201d" if words else "this request"
     tips = ("read the request twice", "gather what it needs", "check the result aloud")
     return Topic("other", subject, tips, (), ())
 

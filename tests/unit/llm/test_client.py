@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+
+import pytest
+
+from janus_ray.errors import ConfigError
+from janus_ray.llm import client as client_module
+from janus_ray.llm.client import ChatClient, check_endpoint
+from janus_ray.llm.endpoint import Endpoint
+from janus_ray.llm.ledger import Ledger, count_finished
+from janus_ray.llm.request import LLMRequest, Sampling, derived_seed
+from janus_ray.miniature.server import JUDGE, TEACHER, started
+from tests.loopback import Reply, chat_reply, loopback
+
+
+@pytest.fixture(autouse=True)
+def short_backoff(monkeypatch):
+    monkeypatch.setattr(client_module, "_BACKOFF_BASE_S", 0.01)
+
+
+def ask(*texts, **changes):
+    messages = tuple({"role": "user", "content": text} for text in texts)
+    return LLMRequest("test", messages, **changes)
+
+
+async def complete(server, request, ledger=None, **endpoint):
+    client = ChatClient(Endpoint(base_url=server.url, model="m", **endpoint), ledger)
+    try:
+        return await client.complete(request)
+    finally:
+        await client.close()
+
+
+async def test_a_good_answer_and_what_was_sent():
+    with loopback(lambda n, body: chat_reply("hello")) as server:
+        request = ask("hi", sampling=Sampling(0.5, 0.9, 7, 1.03), seed=3, json_schema={"type": "object"})
+        outcome = await complete(server, request)
+    assert (outcome.status, outcome.text, outcome.attempts, outcome.sent) == ("ok", "hello", 1, 1)
+    assert (outcome.usage.prompt_tokens, outcome.usage.completion_tokens) == (3, 2)
+    assert server.requests == [
+        {
+            "model": "m",
+            "messages": [{"role": "user", "content": "hi"}],
+            "temperature": 0.5,
+            "top_p": 0.9,
+            "max_tokens": 7,
+            "repetition_penalty": 1.03,
+            "seed": 3,
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "test", "schema": {"type": "object"}, "strict": True},
+            },
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        (Reply({"error": {"message": "boom"}}, 500), "server"),
+        (Reply("<html>gateway</html>", 200), "server"),
+        (Reply('{"choices": "no"}', 200), "server"),
+        (Reply("", 503), "server"),
+        (Reply("", 200, delay_s=2.0), "timeout"),
+    ],
+    ids=["500", "html", "malformed", "503", "hang"],
+)
+async def test_passing_trouble_is_retried_and_lasting_trouble_is_a_failed_outcome(fault, kind):
+    with loopback(lambda n, body: fault if n < 2 else chat_reply("there")) as server:
+        outcome = await complete(server, ask("hi"), timeout_s=0.4)
+        assert (outcome.status, outcome.text, outcome.attempts) == ("ok", "there", 3)
+    with loopback(lambda n, body: fault) as server:
+        outcome = await complete(server, ask("hi"), timeout_s=0.2, max_attempts=3)
+        assert (outcome.status, outcome.error_kind, outcome.attempts) == ("error", kind, 3)
+        assert len(server.requests) == 3
+        assert "\n" not in outcome.error_message
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind", "sent"),
+    [
+        (Reply({"error": {"message": "bad field"}}, 400), "bad_request", 1),
+        (Reply({"error": {"message": "no"}}, 401), "auth", 1),
+        (chat_reply("", "stop"), "empty", 2),
+        (chat_reply("part", "length"), "truncated", 2),
+        (chat_reply("x", "content_filter"), "content_filter", 1),
+    ],
+)
+async def test_what_does_not_pass_is_not_asked_again_and_again(reply, kind, sent):
+    with loopback(lambda n, body: reply) as server:
+        outcome = await complete(server, ask("hi", sampling=Sampling(max_tokens=10)))
+    assert (outcome.error_kind, len(server.requests)) == (kind, sent)
+    if kind == "truncated":
+        assert [body["max_tokens"] for body in server.requests] == [10, 20]
+
+
+async def test_a_request_may_keep_its_truncated_answer():
+    with loopback(lambda n, body: chat_reply("part", "length")) as server:
+        outcome = await complete(server, ask("hi", keep_truncated=True))
+    assert (outcome.status, outcome.text, outcome.finish_reason) == ("ok", "part", "length")
+
+
+async def test_a_429_waits_as_told_costs_no_attempt_and_holds_the_others_back():
+    arrivals = []
+
+    def answer(n, body):
+        arrivals.append(time.monotonic())
+        return Reply("", 429, {"retry-after": "0.3"}) if n < 2 else chat_reply("ok")
+
+    with loopback(answer) as server:
+        client = ChatClient(Endpoint(base_url=server.url, model="m", max_attempts=1))
+        outcomes = await asyncio.gather(*(client.complete(ask(str(i))) for i in range(2)))
+        later = await client.complete(ask("later"))
+        await client.close()
+    assert [outcome.status for outcome in [*outcomes, later]] == ["ok"] * 3
+    assert [outcome.attempts for outcome in outcomes] == [1, 1]
+    assert sum(outcome.sent for outcome in outcomes) == 4
+    assert arrivals[2] - arrivals[0] >= 0.3
+
+
+async def test_endless_429s_end_as_a_failed_outcome():
+    with loopback(lambda n, body: Reply("", 429, {"retry-after": "0.2"})) as server:
+        outcome = await complete(server, ask("hi"), max_wait_s=0.5)
+    assert outcome.error_kind == "rate_limit"
+    assert len(server.requests) <= 4
+
+
+async def test_a_dead_endpoint_fails_the_rest_at_once():
+    endpoint = Endpoint(base_url="http://127.0.0.1:9/v1", model="m", max_attempts=2, give_up_after_s=0.05)
+    client = ChatClient(endpoint)
+    first = await client.complete(ask("a"))
+    await asyncio.sleep(0.1)
+    second = await client.complete(ask("b"))
+    await client.close()
+    assert first.error_kind in ("connection", "endpoint_down")
+    assert (second.error_kind, second.sent) == ("endpoint_down", 0)
+
+
+async def test_never_more_in_flight_than_allowed_and_no_less_when_there_is_work():
+    with loopback(lambda n, body: Reply(chat_reply("x").body, delay_s=0.05)) as server:
+        client = ChatClient(Endpoint(base_url=server.url, model="m", max_concurrency=5))
+        await asyncio.gather(*(client.complete(ask(str(i))) for i in range(30)))
+        await client.close()
+    assert server.peak_in_flight == 5
+
+
+async def test_the_ledger_answers_what_was_finished_and_retries_what_failed(tmp_path):
+    def answer(n, body):
+        return Reply("", 400) if body["messages"][0]["content"] == "bad" and n < 2 else chat_reply("ok")
+
+    with loopback(answer) as server:
+        for _ in range(2):
+            ledger = Ledger(tmp_path)
+            good = await complete(server, ask("good"), ledger)
+            bad = await complete(server, ask("bad"), ledger)
+    assert (good.status, good.sent, bad.status) == ("ok", 0, "ok")
+    assert [body["messages"][0]["content"] for body in server.requests] == ["good", "bad", "bad"]
+    assert count_finished(tmp_path) == 2
+
+
+async def test_a_torn_line_and_garbage_in_the_ledger_are_skipped(tmp_path):
+    with loopback(lambda n, body: chat_reply("ok")) as server:
+        await complete(server, ask("one"), Ledger(tmp_path))
+        file = next(tmp_path.glob("*.jsonl"))
+        whole = file.read_text()
+        file.write_text(whole + "\x00\xff garbage\n[]\n" + whole[: len(whole) // 2])
+        assert (await complete(server, ask("one"), Ledger(tmp_path))).sent == 0
+        file.write_text(whole[: len(whole) // 2])
+        assert (await complete(server, ask("one"), Ledger(tmp_path))).sent == 1
+
+
+def test_the_content_key_changes_with_everything_that_changes_the_answer():
+    base = ask("hi")
+    variants = [
+        ask("ho"),
+        ask("hi", sampling=Sampling(temperature=0.1)),
+        ask("hi", seed=1),
+        ask("hi", sample_index=1),
+        ask("hi", prompt_sha256="p"),
+        ask("hi", json_schema={"type": "object"}),
+        ask("hi", keep_truncated=True),
+        LLMRequest("other", base.messages),
+    ]
+    keys = {request.key("m", "u") for request in [base, *variants]}
+    keys |= {base.key("m2", "u"), base.key("m", "u2")}
+    assert len(keys) == len(variants) + 3
+    assert base.key("m", "u") == ask("hi").key("m", "u")
+    json.dumps(sorted(keys))
+
+
+def test_seeds_depend_on_their_parts_only():
+    assert derived_seed(0, "a", 1) == derived_seed(0, "a", 1)
+    assert (
+        len({derived_seed(0, "a", 1), derived_seed(1, "a", 1), derived_seed(0, "b", 1), derived_seed(0, "a", 2)}) == 4
+    )
+    assert 0 <= derived_seed(0, "a") < 2**31
+
+
+def test_the_endpoint_is_looked_at_before_any_work_starts(monkeypatch):
+    with loopback(lambda n, body: chat_reply("x"), models=("a", "b")) as server:
+        check_endpoint(Endpoint(base_url=server.url, model="a"), "teacher")
+        with pytest.raises(ConfigError, match=r"teacher: .* has no model 'm'; it has: a, b"):
+            check_endpoint(Endpoint(base_url=server.url, model="m"), "teacher")
+    with loopback(lambda n, body: chat_reply("x"), models_status=429) as server:
+        check_endpoint(Endpoint(base_url=server.url, model="m"), "teacher")
+    monkeypatch.setenv("SOME_KEY", "wrong")
+    with (
+        loopback(lambda n, body: chat_reply("x"), models_status=401) as server,
+        pytest.raises(ConfigError, match="rejects the key in SOME_KEY"),
+    ):
+        check_endpoint(Endpoint(base_url=server.url, model="m", api_key_env="SOME_KEY"), "teacher")
+    with pytest.raises(ConfigError, match="cannot be reached"):
+        check_endpoint(Endpoint(base_url="http://127.0.0.1:9/v1", model="m"), "teacher")
+    with pytest.raises(ConfigError, match="UNSET_KEY, which is not set"):
+        check_endpoint(Endpoint(base_url="http://127.0.0.1:9/v1", model="m", api_key_env="UNSET_KEY"), "teacher")
+
+
+def test_the_miniatures_server_starts_serves_and_ends_with_the_block():
+    with started(Endpoint(base_url="miniature", model=TEACHER)) as endpoint:
+        assert endpoint.url.startswith("http://127.0.0.1:")
+        check_endpoint(endpoint, "teacher")
+        check_endpoint(endpoint.model_copy(update={"model": JUDGE}), "judge")
+    with pytest.raises(ConfigError, match="cannot be reached"):
+        check_endpoint(endpoint, "teacher")
+    elsewhere = Endpoint(base_url="http://127.0.0.1:9/v1", model="m")
+    with started(elsewhere) as same:
+        assert same is elsewhere

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import json
+
+import pyarrow as pa
+import pytest
+
+from janus_ray.config import Recipe
+from janus_ray.errors import ConfigError, DataError
+from janus_ray.store import (
+    OutputFolder,
+    fingerprint,
+    read_jsonl,
+    read_manifest,
+    read_parquet,
+    write_json,
+    write_jsonl,
+    write_parquet,
+)
+
+
+class Plan(Recipe):
+    n: int = 1
+    """A number."""
+
+
+def test_a_folder_is_finished_only_with_its_manifest(tmp_path):
+    source = tmp_path / "in.txt"
+    source.write_text("hello")
+    folder = OutputFolder(tmp_path / "out", Plan(), "fail")
+    assert not folder.finished
+    with pytest.raises(DataError, match="did not finish"):
+        read_manifest(folder.path)
+    folder.finish(inputs={"text": source}, counts={"rows": 3}, template_sha256="abc")
+    manifest = read_manifest(folder.path)
+    assert manifest["recipe"] == {"n": 1}
+    assert manifest["counts"] == {"rows": 3}
+    assert manifest["template_sha256"] == "abc"
+    # sha256 of "hello", known from elsewhere
+    assert manifest["inputs"]["text"]["sha256"].startswith("2cf24dba5fb0a30e26e83b2ac5b9e29e")
+
+
+def test_an_existing_folder_is_refused_resumed_or_replaced(tmp_path):
+    path = tmp_path / "out"
+    OutputFolder(path, Plan(), "fail")
+    (path / "half.txt").write_text("x")
+    with pytest.raises(ConfigError, match="exists and is unfinished"):
+        OutputFolder(path, Plan(), "fail")
+    OutputFolder(path, Plan(), "resume")
+    assert (path / "half.txt").exists()
+    with pytest.raises(ConfigError, match=r"another recipe \(differs in: n\)"):
+        OutputFolder(path, Plan(n=2), "resume")
+    OutputFolder(path, Plan(n=2), "overwrite")
+    assert not (path / "half.txt").exists()
+
+
+@pytest.mark.parametrize("if_exists", ["resume", "overwrite"])
+def test_a_folder_that_is_not_ours_is_never_touched(tmp_path, if_exists):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ConfigError, match="was not made by this project"):
+        OutputFolder(tmp_path, Plan(), if_exists)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_the_fingerprint_of_a_folder_sees_names_and_contents_but_not_the_manifest(tmp_path):
+    (tmp_path / "a").write_text("1")
+    before = fingerprint(tmp_path)
+    write_json(tmp_path / "manifest.json", {})
+    assert fingerprint(tmp_path) == before
+    (tmp_path / "a").rename(tmp_path / "b")
+    renamed = fingerprint(tmp_path)
+    assert renamed != before
+    (tmp_path / "b").write_text("2")
+    assert fingerprint(tmp_path) != renamed
+
+
+def test_jsonl_round_trip_and_its_errors(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    write_jsonl(path, [{"a": "ü"}, {"a": None}])
+    assert read_jsonl(path) == [{"a": "ü"}, {"a": None}]
+    path.write_text('{"a": 1}\n\n{broken\n')
+    with pytest.raises(DataError, match="line 3: not valid JSON"):
+        read_jsonl(path)
+    path.write_text("[1]\n")
+    with pytest.raises(DataError, match="line 1: expected a JSON object, found list"):
+        read_jsonl(path)
+    with pytest.raises(DataError, match="no such file"):
+        read_jsonl(tmp_path / "none.jsonl")
+
+
+def test_parquet_errors_name_the_column_and_those_present(tmp_path):
+    path = tmp_path / "t.parquet"
+    write_parquet(path, pa.table({"x": [1], "y": [2]}))
+    assert read_parquet(tmp_path, ["y"]).to_pylist() == [{"y": 2}]
+    with pytest.raises(DataError, match="no column 'z'; it has: x, y"):
+        read_parquet(path, ["z"])
+    path.write_bytes(b"not parquet")
+    with pytest.raises(DataError, match="not a Parquet file"):
+        read_parquet(path)
+    with pytest.raises(DataError, match="holds no"):
+        read_parquet((tmp_path / "empty").mkdir() or tmp_path / "empty")
+
+
+def test_nothing_half_written_stays_behind(tmp_path):
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "x.json", {"a": object()})
+    assert list(tmp_path.iterdir()) == []
+    write_json(tmp_path / "x.json", {"a": 1})
+    assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": 1}
