@@ -1,6 +1,6 @@
 """The teacher and the judge as one small OpenAI-compatible HTTP server.
 
-    python -m janus_ray.miniature.server [--port 0] [--api-key KEY]
+    python -m janus_ray.miniature.server [--port 0] [--api-key KEY] [--latency-ms 0]
 
 It prints the URL it listens on. A job starts it with `--until-stdin-closes`, so that it never outlives the job,
 however that job ends.
@@ -9,6 +9,7 @@ however that job ends.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import socket
@@ -47,13 +48,11 @@ def started(endpoint: Endpoint) -> Generator[Endpoint]:
         yield endpoint
         return
     command = [sys.executable, "-m", "janus_ray.miniature.server", "--until-stdin-closes"]
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=sys.stderr.fileno(), text=True
-    )
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         url = process.stdout.readline().strip() if process.stdout else ""
         if not url.startswith("http://"):
-            raise GenerationError("the miniature's teacher and judge did not start; its message stands above")
+            raise GenerationError("the miniature's teacher and judge did not start")
         yield endpoint.model_copy(update={"served_at": url})
     finally:
         if process.stdin:
@@ -61,11 +60,12 @@ def started(endpoint: Endpoint) -> Generator[Endpoint]:
         process.wait(timeout=10)
 
 
-def build_app(api_key: str | None = None) -> Any:
+def build_app(api_key: str | None = None, latency_s: float = 0.0) -> Any:
     """The ASGI application.
 
     Args:
         api_key: when given, requests without this bearer token get 401.
+        latency_s: seconds to wait before each answer, as a model that thinks would.
     """
     from starlette.applications import Starlette
     from starlette.requests import Request
@@ -96,6 +96,7 @@ def build_app(api_key: str | None = None) -> Any:
             return error(404, f"unknown model or missing field: {problem}")
         except (json.JSONDecodeError, TypeError, ValueError) as problem:
             return error(400, f"not a chat request: {problem}")
+        await asyncio.sleep(latency_s)
         return JSONResponse(_completion(body["model"], messages, answer(messages, seed)))
 
     return Starlette(
@@ -128,6 +129,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--api-key", default=None, help="demand this key")
+    parser.add_argument("--latency-ms", type=float, default=0.0, help="wait before each answer")
     parser.add_argument("--until-stdin-closes", action="store_true", help="end when standard input closes")
     arguments = parser.parse_args()
 
@@ -141,7 +143,9 @@ def main() -> None:
     print(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", flush=True)
     if arguments.until_stdin_closes:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
-    config = uvicorn.Config(build_app(arguments.api_key), log_level="error", access_log=False, backlog=4096)
+    config = uvicorn.Config(
+        build_app(arguments.api_key, arguments.latency_ms / 1000), log_level="error", access_log=False, backlog=4096
+    )
     uvicorn.Server(config).run(sockets=[listener])
 
 
