@@ -1,1 +1,1 @@
-"""Serving: an OpenAI-compatible gateway on Ray Serve that knows values, in front of vLLM."""
+"""Serving: an OpenAI-compatible gateway that turns values into system messages, in front of vLLM on Ray Serve."""

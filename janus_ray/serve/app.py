@@ -1,0 +1,112 @@
+"""The Serve application: gateway and models. `build` is what a YAML file for `serve deploy` names."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve import metrics
+from ray.serve.deployment import Application
+from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from janus_ray.chat import conversation
+from janus_ray.config import resolved, validate
+from janus_ray.metrics import GATEWAY_LATENCY, GATEWAY_REQUESTS
+from janus_ray.serve.gateway import Api, Backend, Item, Overloaded, Unavailable
+from janus_ray.serve.recipe import ServeRecipe
+
+APP_NAME = "janus"
+GATEWAY_NAME = "gateway"
+# The gateway only passes messages on; what limits it is the models' queues, which answer 429.
+_GATEWAY_MAX_ONGOING = 2048
+_LATENCY_BOUNDS_MS = [10.0, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 30_000, 60_000, 120_000]
+# Ray annotates tag keys as a tuple of one.
+_REQUEST_TAGS: Any = ("model", "status", "kind")
+_LATENCY_TAGS: Any = ("model", "kind")
+_RETRY_S = 1.0
+
+_log = logging.getLogger("ray.serve")
+
+
+def build(args: dict[str, Any]) -> Application:
+    """Builds the application from a serving recipe, given as plain values.
+
+    Raises:
+        ConfigError: the values are not a valid `ServeRecipe`.
+    """
+    recipe = validate(ServeRecipe, dict(args), "serve application arguments")
+    from janus_ray.serve.engine import model_deployment
+
+    models = {model.model_id: model_deployment(model, recipe) for model in recipe.models}
+    return Gateway.options(num_replicas=recipe.gateway_replicas).bind(resolved(recipe), models)
+
+
+class ModelHandle:
+    """A model's deployment, as the gateway sees it."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        """Takes the handle of a `ChatServer` deployment."""
+        self._handle = handle.options(method_name="chat_json", stream=True)
+
+    async def chat(self, body: dict[str, Any]) -> AsyncIterator[Item]:
+        """See `gateway.Backend`."""
+        answer: Any = self._handle.remote(body)
+        finished = False
+        try:
+            async for item in answer:
+                yield item
+            finished = True
+        except BackPressureError as error:
+            raise Overloaded(str(error)) from None
+        except (RayError, RayServeException) as error:
+            _log.warning("a request failed: %s", error)
+            raise Unavailable(type(error).__name__) from None
+        finally:
+            if not finished:
+                answer.cancel()
+
+
+@serve.deployment(
+    name=GATEWAY_NAME,
+    max_ongoing_requests=_GATEWAY_MAX_ONGOING,
+    ray_actor_options={"num_cpus": 1},
+    max_constructor_retry_count=1,
+)
+@serve.ingress()
+class Gateway:
+    """The deployment that answers HTTP."""
+
+    def __init__(self, recipe: dict[str, Any], handles: dict[str, DeploymentHandle]) -> None:
+        """Takes the resolved recipe and one handle for each model id."""
+        self._recipe = ServeRecipe.model_validate(recipe)
+        self._backends: dict[str, Backend] = {name: ModelHandle(handle) for name, handle in handles.items()}
+        self._ready: set[str] = set()
+        self._requests = metrics.Counter(GATEWAY_REQUESTS.name, GATEWAY_REQUESTS.help, tag_keys=_REQUEST_TAGS)
+        self._latency_ms = metrics.Histogram(
+            GATEWAY_LATENCY.name, GATEWAY_LATENCY.help, boundaries=_LATENCY_BOUNDS_MS, tag_keys=_LATENCY_TAGS
+        )
+
+    async def __serve_build_asgi_app__(self) -> Any:
+        """Called by Serve once the constructor is through."""
+        self._waiting = [asyncio.create_task(self._wait_for(model_id)) for model_id in self._backends]
+        return Api(self._recipe, self._backends, self._ready, self._count).app()
+
+    async def _wait_for(self, model_id: str) -> None:
+        """Marks a model as ready once it has answered; this also sets up the path from here to its replica."""
+        body = {"model": model_id, "messages": conversation(None, "Are you there?"), "max_tokens": 1}
+        while True:
+            try:
+                async for _ in self._backends[model_id].chat(body):
+                    self._ready.add(model_id)
+                return
+            except (Overloaded, Unavailable):
+                await asyncio.sleep(_RETRY_S)
+
+    def _count(self, model: str, status: int, kind: str, latency_ms: float) -> None:
+        self._requests.inc(tags={"model": model, "status": f"{status // 100}xx", "kind": kind})
+        self._latency_ms.observe(latency_ms, tags={"model": model, "kind": kind})

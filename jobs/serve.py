@@ -1,0 +1,22 @@
+"""Serve: an OpenAI-compatible endpoint that answers each caller according to the caller's values.
+
+Reads   models[].path: Hugging Face folders, as jobs.train exports them
+Serves  /v1/chat/completions, /v1/models, /health, and a page at /
+Ends    with Ctrl-C or SIGTERM
+
+    python -m jobs.serve jobs/recipes/miniature_serve.toml
+"""
+
+from janus_ray.config import IfExists, run_job
+from janus_ray.serve.recipe import ServeRecipe
+
+
+def run(recipe: ServeRecipe, _: IfExists) -> None:
+    """Serves until a signal comes; see janus_ray.serve.launch."""
+    from janus_ray.serve.launch import serve_until_stopped
+
+    serve_until_stopped(recipe)
+
+
+if __name__ == "__main__":
+    run_job(ServeRecipe, run, __doc__)
