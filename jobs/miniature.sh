@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# The whole of Janus in miniature: collect, train, serve, evaluate, each by its own job, on two CPU cores.
+# Called by `make demo`. Everything it writes lies under runs/miniature; a second run starts over.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+recipes=jobs/recipes
+log=runs/miniature/logs
+port=${JANUS_DEMO_PORT:-8000}
+mkdir -p "$log"
+server=""
+declare -a names times
+
+stop_server() {
+    if [ -n "$server" ]; then
+        kill -TERM "$server" 2> /dev/null || true
+        wait "$server" 2> /dev/null || true
+        server=""
+    fi
+}
+trap stop_server EXIT
+
+step() {  # step NAME COMMAND...: runs it, and remembers how long it took
+    local name=$1 began=$SECONDS
+    shift
+    printf '\n== %s: %s\n' "$name" "$*"
+    "$@"
+    names+=("$name")
+    times+=($((SECONDS - began)))
+}
+
+start_server() {
+    python -m jobs.serve $recipes/miniature_serve.toml --set port="$port" > "$log/serve.log" 2>&1 &
+    server=$!
+    local waited=0
+    until curl --silent --fail --output /dev/null "http://127.0.0.1:$port/health"; do
+        if ! kill -0 "$server" 2> /dev/null; then
+            tail -n 5 "$log/serve.log" >&2
+            exit 1
+        fi
+        sleep 1
+        waited=$((waited + 1))
+        if [ $((waited % 10)) = 0 ]; then echo "serve: loading two models into vLLM, ${waited} s"; fi
+    done
+    echo "serve: http://127.0.0.1:$port is ready (log: $log/serve.log)"
+}
+
+began=$SECONDS
+step instructions python -m jobs.miniature_instructions $recipes/miniature_instructions.toml
+step collect python -m jobs.collect $recipes/miniature_collect.toml --if-exists overwrite
+step base-model python -m jobs.miniature_model $recipes/miniature_model.toml --if-exists overwrite
+step bench python -m jobs.miniature_bench $recipes/miniature_bench.toml
+step train python -m jobs.train $recipes/miniature_sft.toml --if-exists overwrite
+step serve start_server
+step evaluate python -m jobs.evaluate $recipes/miniature_evaluate.toml --if-exists overwrite --set policy.base_url="http://127.0.0.1:$port/v1"
+stop_server
+
+printf '\n%-14s %s\n' step seconds
+for index in "${!names[@]}"; do printf '%-14s %7d\n' "${names[$index]}" "${times[$index]}"; done
+printf '%-14s %7d\n' total $((SECONDS - began))
+printf '\nReport: %s\n' "runs/miniature/report/index.html"
+printf 'Chat:   python -m jobs.serve %s/miniature_serve.toml   then open http://127.0.0.1:8000\n' "$recipes"
