@@ -59,8 +59,8 @@ def commands() -> list[str]:
     """Every `python -m jobs.…` line of the documents and of the jobs' own docstrings."""
     documents = [REPOSITORY / "README.md", REPOSITORY / "jobs" / "README.md", *(REPOSITORY / "jobs").glob("*.py")]
     documents += [*(REPOSITORY / "jobs").glob("*.sh"), REPOSITORY / "CONTRIBUTING.md", REPOSITORY / "docs" / "paper.md"]
-    found = {line for path in documents for line in re.findall(r"python -m jobs\.[^\n`&|>]*", path.read_text())}
-    return sorted(command.strip() for command in found)
+    found = {line for path in documents for line in re.findall(r"python -m jobs\.[^\n`&|>()]*", path.read_text())}
+    return sorted(command.strip().rstrip('"').replace("$port", "8000") for command in found)
 
 
 @pytest.mark.parametrize("command", commands())
