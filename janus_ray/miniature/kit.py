@@ -47,7 +47,8 @@ def build_base_model(recipe: BaseModelRecipe, if_exists: IfExists) -> dict[str, 
             max_position_embeddings=recipe.max_position_embeddings,
             # Mistral-7B-v0.2 has no sliding window; the configuration's default would add one.
             sliding_window=None,
-            tie_word_embeddings=True,
+            # Mistral does not tie them.
+            tie_word_embeddings=False,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,

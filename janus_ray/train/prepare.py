@@ -1,0 +1,179 @@
+"""The offline part: render, tokenise and mask with Ray Data, then pack into Parquet that workers read by index."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from janus_ray.chat import conversation, encode_example, install_template
+from janus_ray.cluster import quiet_ray_data
+from janus_ray.errors import CheckpointError, DataError
+from janus_ray.store import parquet_files, read_parquet, write_json, write_parquet
+from janus_ray.train.packing import pack
+from janus_ray.train.recipe import TrainRecipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PACKED = pa.schema(
+    [
+        ("input_ids", pa.list_(pa.int32())),
+        # 1 where the token carries loss
+        ("loss_mask", pa.list_(pa.uint8())),
+        ("document_lengths", pa.list_(pa.int32())),
+        ("num_supervised", pa.int32()),
+    ]
+)
+# Small row groups: a worker reads single bins, in the plan's order.
+ROW_GROUP_BINS = 16
+
+_ENCODED = pa.schema([("input_ids", pa.list_(pa.int32())), ("loss_mask", pa.list_(pa.uint8()))])
+_COLUMNS = ["system", "prompt", "output"]
+
+
+def prepare(recipe: TrainRecipe, folder: Path) -> dict[str, Any]:
+    """Writes `packed/bins.parquet` below the folder and returns what was done, in numbers.
+
+    Raises:
+        DataError: the collection is missing, lacks a column, or holds no usable row.
+        CheckpointError: the base model has no usable tokenizer.
+    """
+    rows = usable_rows(recipe.collection)
+    tokenizer = load_tokenizer(recipe.base_model)
+    template_sha256 = install_template(tokenizer)
+    documents = _encode(rows, recipe)
+    fitting = documents.filter([length <= recipe.max_length for length in _lengths(documents)])
+    if not len(fitting):
+        raise DataError(f"{recipe.collection}: none of {len(rows)} rows fits into {recipe.max_length} tokens")
+    packed = _packed_table(fitting, recipe.max_length)
+    audit_masks(packed, tokenizer)
+    write_parquet(folder / "packed" / "bins.parquet", packed, ROW_GROUP_BINS)
+    supervised, tokens = sum(packed["num_supervised"].to_pylist()), sum(_lengths(packed))
+    counts = {
+        "rows": len(rows),
+        "rows_too_long": len(documents) - len(fitting),
+        "bins": len(packed),
+        "tokens": tokens,
+        "supervised_tokens": supervised,
+        "padding_share": round(1 - tokens / (len(packed) * recipe.max_length), 4),
+        "template_sha256": template_sha256,
+    }
+    write_json(folder / "packed" / "counts.json", counts)
+    return counts
+
+
+def usable_rows(collection: str) -> pa.Table:
+    """The rows to train on, as a table with the columns system, prompt, output.
+
+    Raises:
+        DataError: the collection is missing, lacks a column, or holds no usable row.
+    """
+    names = pa.unify_schemas([pq.read_schema(file) for file in parquet_files(collection)]).names
+    table = read_parquet(collection, [*_COLUMNS, *(["status"] if "status" in names else [])])
+    if "status" in names:
+        table = table.filter([status == "ok" for status in table["status"].to_pylist()])
+    table = table.select(_COLUMNS).filter([bool(output) for output in table["output"].to_pylist()])
+    if not len(table):
+        raise DataError(f"{collection}: no row with a response to train on")
+    return table
+
+
+def load_tokenizer(base_model: str) -> PreTrainedTokenizerBase:
+    """The base model's tokenizer.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base_model)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"base model {base_model}: no tokenizer: {str(error).splitlines()[0]}") from None
+    if tokenizer is None:
+        raise CheckpointError(f"base model {base_model}: holds no tokenizer")
+    return tokenizer
+
+
+def audit_masks(packed: pa.Table, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Looks at every document before the first step, and prints what carries loss in one of them.
+
+    A wrong mask trains the wrong thing without any error, so this is a gate and not a log line.
+
+    Returns:
+        The printed example, its part with loss in brackets.
+
+    Raises:
+        DataError: a document does not start with BOS, does not end with EOS under loss, or has loss that is not one
+            block at its end.
+    """
+    shown = ""
+    for row in packed.to_pylist():
+        start = 0
+        for length in row["document_lengths"]:
+            ids, mask = row["input_ids"][start : start + length], row["loss_mask"][start : start + length]
+            start += length
+            first = mask.index(1) if 1 in mask else length
+            sound = ids[0] == tokenizer.bos_token_id and ids[-1] == tokenizer.eos_token_id
+            if not sound or not 0 < first < length or not all(mask[first:]):
+                raise DataError(f"mask audit: a document is wrong: {tokenizer.decode(ids)!r}, loss from token {first}")
+            shown = shown or f"{tokenizer.decode(ids[:first])!r} + loss on {tokenizer.decode(ids[first:])!r}"
+    print(f"train: mask audit: {shown}", flush=True)
+    return shown
+
+
+def _encode(rows: pa.Table, recipe: TrainRecipe) -> pa.Table:
+    """Token ids and loss masks of all rows, in the rows' order."""
+    import ray
+    import ray.data
+
+    quiet_ray_data()
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
+    encoded = ray.data.from_arrow(rows).map_batches(
+        _EncodeRows,
+        fn_constructor_args=(recipe.base_model,),
+        batch_format="pyarrow",
+        batch_size=1024,
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=recipe.num_workers),
+        num_cpus=1,
+    )
+    tables = [table for table in ray.get(encoded.to_arrow_refs()) if len(table)]
+    return pa.concat_tables(tables).cast(_ENCODED)
+
+
+class _EncodeRows:
+    """Ray Data actor: rows of text in, token ids and loss masks out."""
+
+    def __init__(self, base_model: str) -> None:
+        self._tokenizer = load_tokenizer(base_model)
+        install_template(self._tokenizer)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        examples = [
+            encode_example(self._tokenizer, conversation(row["system"], row["prompt"]), row["output"])
+            for row in batch.to_pylist()
+        ]
+        masks = [[int(loss) for loss in example.loss_mask] for example in examples]
+        return pa.table({"input_ids": [example.input_ids for example in examples], "loss_mask": masks}, schema=_ENCODED)
+
+
+def _packed_table(documents: pa.Table, max_length: int) -> pa.Table:
+    ids, masks = documents["input_ids"].to_pylist(), documents["loss_mask"].to_pylist()
+    bins = pack([len(document) for document in ids], max_length)
+    rows = [
+        {
+            "input_ids": [token for index in members for token in ids[index]],
+            "loss_mask": [loss for index in members for loss in masks[index]],
+            "document_lengths": [len(ids[index]) for index in members],
+            "num_supervised": sum(sum(masks[index]) for index in members),
+        }
+        for members in bins
+    ]
+    return pa.Table.from_pylist(rows, schema=PACKED)
+
+
+def _lengths(documents: pa.Table) -> list[int]:
+    return [len(ids) for ids in documents["input_ids"].to_pylist()]

@@ -1,0 +1,72 @@
+"""The recipe of supervised fine-tuning. Defaults are the paper's run (released axolotl configuration)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from janus_ray.config import RayConfig, Recipe
+
+
+class TrainRecipe(Recipe):
+    """SFT of a policy on a collection."""
+
+    collection: str
+    """Folder of Parquet files (or one file) with at least the published columns system, prompt, output. Rows whose
+    status is not "ok" are left out."""
+    base_model: str
+    """Local Hugging Face folder, or a hub id, of the model to start from."""
+    output_dir: str
+    """Folder for the packed data, checkpoints, metrics and the model. On a cluster: storage that every node sees."""
+
+    max_length: int = Field(default=8192, ge=16)
+    """Tokens in a bin. A longer document is left out and counted, never cut (paper: 8192)."""
+    bins_per_step: int = Field(default=32, ge=1)
+    """Bins in the global batch, over all workers (paper: 4 GPUs x micro-batch 2 x 4 accumulation steps = 32)."""
+    bins_per_micro_batch: int = Field(default=2, ge=1)
+    """Bins that one worker processes at once (paper: 2)."""
+    epochs: int = Field(default=4, ge=1)
+    """Passes over the data (paper: 4)."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Stop after this many optimizer steps; the schedule then ends there too."""
+
+    learning_rate: float = Field(default=5e-6, gt=0)
+    """Peak learning rate of AdamW (paper: 5e-6)."""
+    warmup_steps: int = Field(default=10, ge=0)
+    """Steps of linear warm-up (paper: 10); a cosine to zero follows."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates (paper: the defaults)."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's decoupled weight decay (paper: 0)."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """The gradient is clipped to this L2 norm (paper: 1.0)."""
+
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Type of parameters and activations in the forward pass; master weights, gradients' reduction and optimizer state
+    are FP32 in both."""
+    activation_checkpointing: bool = True
+    """Recompute each block's activations in the backward pass: less memory, about a third more time."""
+    reshard_after_forward: bool = True
+    """Free a block's gathered parameters between forward and backward: less memory, one more all-gather."""
+
+    num_workers: int = Field(default=2, ge=1)
+    """Training processes; the loss does not depend on their number."""
+    use_gpu: bool = False
+    """One GPU per worker with NCCL; otherwise CPUs with gloo."""
+    threads_per_worker: int = Field(default=1, ge=1)
+    """Threads of a CPU worker's arithmetic."""
+    max_failures: int = Field(default=2, ge=0)
+    """How often the workers are started again from the last checkpoint after one of them died."""
+    checkpoint_every_steps: int = Field(default=200, ge=1)
+    """Optimizer steps between sharded checkpoints; the last step always has one."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Checkpoints kept on disk, the newest."""
+    log_every_steps: int = Field(default=10, ge=1)
+    """Optimizer steps between lines of metrics."""
+    export_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Type of the exported model's weights."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the order of the data."""
+    ray: RayConfig = RayConfig()
+    """The Ray cluster."""

@@ -1,0 +1,22 @@
+"""Train: supervised fine-tuning of a policy on a collection.
+
+Reads   collection: Parquet in the Multifaceted Collection's schema; base_model: a Hugging Face folder
+Writes  output_dir/packed/, checkpoints/, metrics.jsonl, model/ (Hugging Face), manifest.json
+Needs   num_workers CPUs or GPUs
+
+    python -m jobs.train jobs/recipes/miniature_sft.toml
+"""
+
+from janus_ray.config import IfExists, run_job
+from janus_ray.train.recipe import TrainRecipe
+
+
+def run(recipe: TrainRecipe, if_exists: IfExists) -> None:
+    """Trains; see janus_ray.train.run."""
+    from janus_ray.train.run import train
+
+    train(recipe, if_exists)
+
+
+if __name__ == "__main__":
+    run_job(TrainRecipe, run, __doc__)
