@@ -56,19 +56,17 @@ class ModelHandle:
     async def chat(self, body: dict[str, Any]) -> AsyncIterator[Item]:
         """See `gateway.Backend`."""
         answer: Any = self._handle.remote(body)
-        finished = False
         try:
             async for item in answer:
                 yield item
-            finished = True
+        except (asyncio.CancelledError, GeneratorExit):
+            answer.cancel()
+            raise
         except BackPressureError as error:
             raise Overloaded(str(error)) from None
         except (RayError, RayServeException) as error:
             _log.warning("a request failed: %s", error)
             raise Unavailable(type(error).__name__) from None
-        finally:
-            if not finished:
-                answer.cancel()
 
 
 @serve.deployment(

@@ -21,7 +21,7 @@ from ray.serve.llm.openai_api_models import ChatCompletionRequest
 
 from janus_ray.chat import check_model_folder, conversation
 from janus_ray.env import set_quiet_defaults
-from janus_ray.serve.recipe import ServedModel, ServeRecipe
+from janus_ray.serve.recipe import DEPLOYMENT_PREFIX, ServedModel, ServeRecipe
 
 _GIB = 1024**3
 _CPU_BLOCK_TOKENS = 32
@@ -142,11 +142,6 @@ def _plain(item: Any) -> Item:
     return [item] if isinstance(item, str) else item.model_dump(mode="json", exclude_none=True)
 
 
-def deployment_name(model: ServedModel) -> str:
-    """The deployment's name in Serve's status."""
-    return "model:" + model.model_id.replace("/", "--").replace(".", "_")
-
-
 def model_deployment(model: ServedModel, recipe: ServeRecipe) -> Application:
     """The Serve deployment of one model."""
     config = LLMConfig(
@@ -160,7 +155,7 @@ def model_deployment(model: ServedModel, recipe: ServeRecipe) -> Application:
         callback_config={"callback_class": LocalFolder},
     )
     engine = {} if model.num_gpus else {"engine_cls": OneProcessEngine}
-    return build_llm_deployment(config, name_prefix="model:", deployment_cls=ChatServer, bind_kwargs=engine)
+    return build_llm_deployment(config, name_prefix=DEPLOYMENT_PREFIX, deployment_cls=ChatServer, bind_kwargs=engine)
 
 
 def _engine_kwargs(model: ServedModel, recipe: ServeRecipe) -> dict[str, Any]:
@@ -192,6 +187,7 @@ def _engine_kwargs(model: ServedModel, recipe: ServeRecipe) -> dict[str, Any]:
 def _deployment_config(model: ServedModel, recipe: ServeRecipe) -> dict[str, Any]:
     """Serve's options. `ray.serve.llm` would set the two request limits to 10^9, which switches scaling and 429 off."""
     return {
+        "name": model.deployment_name.removeprefix(DEPLOYMENT_PREFIX),
         "max_ongoing_requests": model.max_ongoing_requests,
         "max_queued_requests": model.max_queued_requests,
         "graceful_shutdown_timeout_s": model.drain_timeout_s,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import re
@@ -11,7 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from janus_ray.serve.recipe import ServeRecipe
 
 _POLL_S = 0.5
 _PROGRESS_S = 10.0
+_CAUSE_CHARACTERS = 400
+_FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
 
 
 def serve_until_stopped(recipe: ServeRecipe) -> None:
@@ -52,20 +55,34 @@ def serving(recipe: ServeRecipe, stop: threading.Event | None = None) -> Generat
     check_before_start(recipe)
     names = ", ".join(model.model_id for model in recipe.models)
     print(f"serve: starting {names}", flush=True)
-    # Importing vLLM takes as long as starting Ray; the two run side by side.
-    importing = threading.Thread(target=_import_engine, daemon=True)
-    importing.start()
+    _import_engine_meanwhile()
     purpose = f"serving {len(recipe.models)} model{'s' if len(recipe.models) > 1 else ''} behind the gateway"
     with ray_cluster(recipe.ray, recipe.needed_cpus(), purpose, needed_gpus=recipe.needed_gpus()):
-        try:
-            # Ray has just put its own handlers in the place of ours.
-            _set_signals(stop)
-            _start(recipe, importing)
-            if _wait_until_ready(recipe, stop, began):
-                _announce(recipe, began)
+        # Ray has just put its own handlers in the place of ours.
+        _set_signals(stop)
+        with deployed(recipe, stop, began):
             yield base_url(recipe)
-        finally:
-            _end()
+
+
+@contextmanager
+def deployed(recipe: ServeRecipe, stop: threading.Event, began: float) -> Generator[None]:
+    """Has the application up within the block, on the Ray cluster that this process is connected to.
+
+    Args:
+        recipe: what to serve.
+        stop: when set, waiting for the models ends early.
+        began: `time.monotonic()` at the start, for the report and the time limit.
+
+    Raises:
+        ConfigError: a model does not start; with the cause.
+    """
+    try:
+        _start(recipe)
+        if _wait_until_ready(recipe, stop, began):
+            _announce(recipe, began)
+        yield
+    finally:
+        _end()
 
 
 def check_before_start(recipe: ServeRecipe) -> None:
@@ -94,9 +111,13 @@ def base_url(recipe: ServeRecipe) -> str:
     return f"http://{host}:{recipe.port}"
 
 
-def _import_engine() -> None:
+def _import_engine_meanwhile() -> None:
+    """Imports vLLM in a thread; it takes as long as starting Ray and Serve, so the two run side by side."""
     _quiet()
-    import janus_ray.serve.engine  # noqa: F401
+    # First what both threads use, so that neither meets a module that the other has half imported.
+    import ray.serve  # noqa: F401
+
+    threading.Thread(target=importlib.import_module, args=["janus_ray.serve.engine"], daemon=True).start()
 
 
 def _quiet() -> None:
@@ -108,7 +129,7 @@ def _quiet() -> None:
     logging.getLogger("ray.llm").setLevel(logging.ERROR)
 
 
-def _start(recipe: ServeRecipe, importing: threading.Thread) -> None:
+def _start(recipe: ServeRecipe) -> None:
     from ray import serve
     from ray.serve.schema import LoggingConfig
 
@@ -120,7 +141,6 @@ def _start(recipe: ServeRecipe, importing: threading.Thread) -> None:
         http_options={"host": recipe.host, "port": recipe.port},
         logging_config={"enable_access_log": False},
     )
-    importing.join()
     absolute = [model.model_copy(update={"path": str(Path(model.path).absolute())}) for model in recipe.models]
     application = build(resolved(recipe.model_copy(update={"models": absolute})))
     _quiet()
@@ -131,11 +151,11 @@ def _start(recipe: ServeRecipe, importing: threading.Thread) -> None:
 def _wait_until_ready(recipe: ServeRecipe, stop: threading.Event, began: float) -> bool:
     """Waits until /health says that every model has answered; False when a signal came first."""
     deadline = began + recipe.start_timeout_s
-    progress = began + _PROGRESS_S
+    progress = time.monotonic() + _PROGRESS_S
     while not stop.wait(_POLL_S):
         if _healthy(base_url(recipe)):
             return True
-        states = _raise_if_failed()
+        states = _raise_if_failed(recipe)
         if time.monotonic() > deadline:
             raise ConfigError(
                 f"the models were not ready after {recipe.start_timeout_s:g} s ({states}); logs: {_logs()}"
@@ -154,7 +174,7 @@ def _healthy(url: str) -> bool:
         return False
 
 
-def _raise_if_failed() -> str:
+def _raise_if_failed(recipe: ServeRecipe) -> str:
     """What each deployment is doing.
 
     Raises:
@@ -167,40 +187,46 @@ def _raise_if_failed() -> str:
     application = serve.status().applications.get(APP_NAME)
     if application is None:
         return "deploying"
+    shown = {model.deployment_name: f"model {model.model_id}" for model in recipe.models}
     for name, deployment in application.deployments.items():
-        if deployment.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-            raise ConfigError(f"{_human(name)} did not start: {cause(deployment.message)}; logs: {_logs()}")
-    if application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+        if deployment.status in _FAILED:
+            reason = cause(deployment.message)
+            if "Engine core" in reason:
+                reason = engine_cause(Path(_logs())) or reason
+            raise ConfigError(f"{shown.get(name, name)} did not start: {reason}; logs: {_logs()}")
+    if application.status in _FAILED:
         raise ConfigError(f"the application did not start: {cause(application.message)}; logs: {_logs()}")
-    return ", ".join(_states(application.deployments))
-
-
-def _states(deployments: dict[str, Any]) -> Iterator[str]:
-    for name, deployment in deployments.items():
-        yield f"{_human(name)} {'up' if deployment.status == 'HEALTHY' else 'starting'}"
-
-
-def _human(deployment_name: str) -> str:
-    return deployment_name.replace("model:", "model ").replace("--", "/")
+    up = {name: "up" if one.status == "HEALTHY" else "starting" for name, one in application.deployments.items()}
+    return ", ".join(f"{shown.get(name, name)} {state}" for name, state in up.items())
 
 
 def cause(message: str) -> str:
-    """The line of a traceback that says what went wrong: the last one that names an exception."""
-    named = re.findall(r"^\s*(?:\w+\.)*(\w*(?:Error|Exception)): (.+)$", message, flags=re.MULTILINE)
-    informative = [(kind, text) for kind, text in named if kind != "RayTaskError"]
-    if informative:
-        kind, text = informative[-1]
-        return f"{kind}: {text.strip()}"
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return lines[-1] if lines else "no reason was given"
+    """What went wrong, from a message that ends in a traceback: the last exception with its text, on one line."""
+    named = re.findall(r"^(?:\w+\.)*(\w*(?:Error|Exception): .+(?:\n[ \t]+\S.*)*)", message, flags=re.MULTILINE)
+    text = " ".join((named[-1] if named else message).split())
+    return text[:_CAUSE_CHARACTERS] or "no reason was given"
+
+
+def engine_cause(logs: Path) -> str | None:
+    """What stopped the engine's own process, which tells its replica only that it has stopped.
+
+    Args:
+        logs: Ray's log folder on this node; the engine writes to its replica's standard error there.
+    """
+    for file in sorted(logs.glob("worker-*.err"), key=lambda path: path.stat().st_mtime, reverse=True):
+        lines = [line for line in file.read_text(errors="replace").splitlines() if line.startswith("(EngineCore")]
+        named = [match[1] for line in lines if (match := re.search(r"\b(\w+(?:Error|Exception): .+)", line))]
+        if named:
+            return named[-1][:_CAUSE_CHARACTERS]
+    return None
 
 
 def _logs() -> str:
-    """The folder where Serve keeps the logs of gateway and models."""
+    """Ray's log folder: gateway and models under serve/, their standard error in worker-*.err."""
     from ray._private.worker import global_worker
 
     node: Any = global_worker.node
-    return os.path.join(node.get_logs_dir_path(), "serve")
+    return node.get_logs_dir_path()
 
 
 def _announce(recipe: ServeRecipe, began: float) -> None:
@@ -213,15 +239,13 @@ def _announce(recipe: ServeRecipe, began: float) -> None:
 
 
 def _end() -> None:
-    """Takes our application down; on a cluster of others nothing else."""
-    from ray import serve
-
-    from janus_ray.serve.app import APP_NAME
-
+    """Takes our application down on a cluster that stays up; a cluster of our own ends with everything on it."""
     if ray_address():
+        from ray import serve
+
+        from janus_ray.serve.app import APP_NAME
+
         serve.delete(APP_NAME)
-    else:
-        serve.shutdown()
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)

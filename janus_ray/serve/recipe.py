@@ -9,6 +9,8 @@ from pydantic import Field, field_validator, model_validator
 from janus_ray.config import RayConfig, Recipe
 from janus_ray.records import DIMENSIONS
 
+DEPLOYMENT_PREFIX = "model:"
+
 
 class Value(Recipe):
     """One value of a person, as a recipe and a request state it."""
@@ -96,6 +98,11 @@ class ServedModel(Recipe):
     enforce_eager: bool | None = None
     """Run without compiled graphs: starts sooner, decodes slower. None does so on CPUs only."""
 
+    @property
+    def deployment_name(self) -> str:
+        """The model's name in Serve's status and logs, where "/" and "." have other meanings."""
+        return DEPLOYMENT_PREFIX + self.model_id.replace("/", "--").replace(".", "_")
+
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> Self:
         if self.num_gpus == 0 and self.gpu_memory_utilization is not None:
@@ -145,6 +152,7 @@ class ServeRecipe(Recipe):
     def _names_differ(self) -> Self:
         for kind, names in (
             ("model_id", [model.model_id for model in self.models]),
+            ("deployment", [model.deployment_name for model in self.models]),
             ("persona", [persona.name for persona in self.personas]),
         ):
             twice = sorted({name for name in names if names.count(name) > 1})

@@ -4,10 +4,10 @@
 // ?prompt=... asks at once when the page opens.
 
 const DIMENSIONS = {
-  style: "style",
-  background_knowledge: "background knowledge",
-  informativeness: "informativeness",
-  harmlessness: "harmlessness",
+  style: "Style",
+  background_knowledge: "Background knowledge",
+  informativeness: "Informativeness",
+  harmlessness: "Harmlessness",
 };
 const NO_VALUES = "— no values —";
 const OWN = "— own values —";
@@ -31,7 +31,7 @@ function makeSide(root) {
   for (const [dimension, title] of Object.entries(DIMENSIONS)) {
     const label = document.createElement("label");
     const field = document.createElement("textarea");
-    field.rows = 2;
+    field.rows = 1;
     field.spellcheck = false;
     field.placeholder = "no wish";
     field.addEventListener("input", () => {

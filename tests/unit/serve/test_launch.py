@@ -5,7 +5,7 @@ import pytest
 
 from janus_ray.config import validate
 from janus_ray.errors import CheckpointError, ConfigError
-from janus_ray.serve.launch import cause, check_before_start
+from janus_ray.serve.launch import cause, check_before_start, engine_cause
 from janus_ray.serve.recipe import ServeRecipe
 
 
@@ -36,15 +36,39 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path):
         check_before_start(recipe(tmp_path, port=free_port()))
 
 
-def test_the_cause_is_the_last_exception_that_says_something():
+def test_the_cause_is_the_last_exception_with_all_it_says():
     trace = """Traceback (most recent call last):
   File "x.py", line 1, in f
 ValueError: first
 
 The above exception was the direct cause:
-ray.exceptions.RayTaskError(RuntimeError): wrapped
-RuntimeError: Failed to create vLLM engine config: no such model
-    at somewhere"""
-    assert cause(trace) == "RuntimeError: Failed to create vLLM engine config: no such model"
-    assert cause("just words") == "just words"
+RuntimeError: Failed to create the engine: 1 validation error for ModelConfig
+  Value error, max_model_len (4096) is too large. [type=value_error]
+    For further information visit us"""
+    assert cause(trace).startswith(
+        "RuntimeError: Failed to create the engine: 1 validation error for ModelConfig Value"
+    )
+    assert "max_model_len (4096) is too large." in cause(trace)
+    assert "first" not in cause(trace)
+    assert cause("just\nwords") == "just words"
     assert cause("") == "no reason was given"
+
+
+def test_the_engines_own_cause_is_found_in_its_log(tmp_path):
+    assert engine_cause(tmp_path) is None
+    (tmp_path / "worker-1.err").write_text(
+        "ValueError: of the replica\n"
+        "(EngineCore pid=7) ERROR core.py:1 RuntimeError: first\n"
+        "(EngineCore pid=7) safetensors.SafetensorError: header too large\n"
+        "(EngineCore pid=7) and so on\n"
+    )
+    assert engine_cause(tmp_path) == "SafetensorError: header too large"
+
+
+def test_the_job_refuses_in_one_line(run_job_process, tmp_path):
+    recipe_file = tmp_path / "recipe.toml"
+    recipe_file.write_text(f'[[models]]\nmodel_id = "m"\npath = "{tmp_path}/absent"\n')
+    finished = run_job_process("serve", recipe_file, "--set", f"port={free_port()}")
+    assert finished.returncode == 2
+    assert finished.stderr == f"error: {tmp_path}/absent: not a model folder (no config.json)\n"
+    assert finished.stdout == ""
