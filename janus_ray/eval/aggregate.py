@@ -1,0 +1,244 @@
+"""Step 3: from judgments to numbers. A pure function of the two files of steps 1 and 2 and of the bench.
+
+Vocabulary. A *response* was written for one person (or for none) and is judged under the rubrics of every person who
+asked the same prompt. Its *score* for a person is the mean over that person's rubrics that were scored. Conditions:
+
+    own_system      judged for the person it was written for: the diagonal of the cross-preference matrix
+    sibling_system  judged for another person who asked the same prompt: off the diagonal
+    no_system       written for nobody, judged for each person
+
+Means are over scores, intervals are cluster-robust by prompt, and a mean whose coverage (scored rubrics / due ones)
+is below the threshold is not reported.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from janus_ray.records import DIMENSIONS
+from janus_ray.stats import Estimate, mean_with_interval, paired_difference, steering_gain
+
+Row = dict[str, Any]
+CONDITIONS = ("own_system", "no_system", "sibling_system")
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The score of one response for one person, with what it is made of."""
+
+    condition: str
+    split: str
+    prompt_id: str
+    written_for: str | None
+    judged_for: str
+    by_dimension: dict[str, list[int]]
+    due: dict[str, int]
+
+    @property
+    def value(self) -> float | None:
+        """Mean over the scored rubrics; None when none was scored."""
+        scores = [score for group in self.by_dimension.values() for score in group]
+        return float(np.mean(scores)) if scores else None
+
+
+def aggregate(
+    judgments: Sequence[Row], generations: Sequence[Row], models: Sequence[str], main_model: str, threshold: float
+) -> dict[str, Any]:
+    """All numbers of the report.
+
+    Args:
+        judgments: rows of step 2.
+        generations: rows of step 1.
+        models: names, in the report's order.
+        main_model: whose controls and steering gain stand at the top level.
+        threshold: coverage below which a mean is withheld.
+    """
+    by_model = {model: _scores([row for row in judgments if row["model"] == model]) for model in models}
+    results: dict[str, Any] = {"models": {}}
+    for model, scores in by_model.items():
+        summary = {
+            condition: _condition([score for score in scores if score.condition == condition], threshold)
+            for condition in CONDITIONS
+            if any(score.condition == condition for score in scores)
+        }
+        results["models"][model] = {**summary, "steering_gain": _steering_gain(scores)}
+    main = results["models"][main_model]
+    results["main_model"] = main_model
+    results["controls"] = {name: main[name] for name in ("no_system", "sibling_system") if name in main}
+    results["steering_gain"] = main["steering_gain"]
+    results["paired_differences"] = {model: _paired(scores) for model, scores in by_model.items()}
+    results["matrix"] = {model: _mean_matrix(scores) for model, scores in by_model.items()}
+    results["status_counts"] = {
+        "generations": _status_counts(generations),
+        "judgments": _status_counts(judgments),
+    }
+    return results
+
+
+def splits_of(scores: Iterable[Score]) -> list[str]:
+    """The splits, in the order of their first score."""
+    return list(dict.fromkeys(score.split for score in scores))
+
+
+def _scores(judgments: Sequence[Row]) -> list[Score]:
+    """Groups rubric rows into one score per response and person."""
+    grouped: dict[tuple[str, str], list[Row]] = {}
+    for row in judgments:
+        grouped.setdefault((row["generation_id"], row["judged_for"]), []).append(row)
+    scores = []
+    for rows in grouped.values():
+        first = rows[0]
+        by_dimension: dict[str, list[int]] = {}
+        for row in rows:
+            if row["score"] is not None:
+                by_dimension.setdefault(row["dimension"], []).append(row["score"])
+        scores.append(
+            Score(
+                condition=_condition_of(first),
+                split=first["split"],
+                prompt_id=first["prompt_id"],
+                written_for=first["written_for"],
+                judged_for=first["judged_for"],
+                by_dimension=by_dimension,
+                due=dict(Counter(row["dimension"] for row in rows)),
+            )
+        )
+    return scores
+
+
+def _condition_of(row: Row) -> str:
+    if row["written_for"] is None:
+        return "no_system"
+    return "own_system" if row["written_for"] == row["judged_for"] else "sibling_system"
+
+
+def _condition(scores: Sequence[Score], threshold: float) -> dict[str, Any]:
+    return {
+        "overall": _overall(scores, threshold),
+        "per_dimension": _per_dimension(scores, threshold),
+        "per_split": {
+            split: {
+                "overall": _overall(of_split, threshold),
+                "per_dimension": _per_dimension(of_split, threshold),
+            }
+            for split in splits_of(scores)
+            if (of_split := [score for score in scores if score.split == split])
+        },
+    }
+
+
+def _overall(scores: Sequence[Score], threshold: float) -> dict[str, Any]:
+    valued = [(score.value, score.prompt_id) for score in scores if score.value is not None]
+    estimate = mean_with_interval([value for value, _ in valued], [prompt for _, prompt in valued])
+    scored = sum(len(group) for score in scores for group in score.by_dimension.values())
+    return _reported(estimate, scored, sum(sum(score.due.values()) for score in scores), threshold)
+
+
+def _per_dimension(scores: Sequence[Score], threshold: float) -> dict[str, Any]:
+    present = {dimension for score in scores for dimension in score.due}
+    ordered = [d for d in DIMENSIONS if d in present] + sorted(present - set(DIMENSIONS))
+    summary = {}
+    for dimension in ordered:
+        values = [(value, s.prompt_id) for s in scores for value in s.by_dimension.get(dimension, [])]
+        estimate = mean_with_interval([value for value, _ in values], [prompt for _, prompt in values])
+        due = sum(score.due.get(dimension, 0) for score in scores)
+        summary[dimension] = _reported(estimate, len(values), due, threshold)
+    return summary
+
+
+def _reported(estimate: Estimate, scored: int, due: int, threshold: float) -> dict[str, Any]:
+    """An estimate with its coverage; below the threshold the mean is withheld and the reason given."""
+    coverage = scored / due if due else 0.0
+    entry = {**asdict(estimate), "coverage": coverage, "scored": scored, "due": due}
+    if coverage < threshold:
+        withheld = f"coverage {100 * coverage:.1f} % is below {100 * threshold:.0f} %"
+        return {**entry, "mean": None, "low": None, "high": None, "withheld": withheld}
+    return entry
+
+
+def _by_prompt(scores: Iterable[Score]) -> dict[str, list[Score]]:
+    grouped: dict[str, list[Score]] = {}
+    for score in scores:
+        if score.condition != "no_system":
+            grouped.setdefault(score.prompt_id, []).append(score)
+    return grouped
+
+
+def matrix_of(scores: Sequence[Score]) -> np.ndarray:
+    """[k, k] cross-preference matrix of one prompt: row, written for; column, judged for; NaN where unscored."""
+    people = list(dict.fromkeys(score.judged_for for score in scores))
+    matrix_AB = np.full((len(people), len(people)), np.nan)
+    for score in scores:
+        if score.value is not None and score.written_for in people:
+            matrix_AB[people.index(score.written_for), people.index(score.judged_for)] = score.value
+    return matrix_AB
+
+
+def _steering_gain(scores: Sequence[Score]) -> dict[str, Any]:
+    """Mean steering gain over prompts with siblings, with its interval, overall and per split."""
+    gains = {
+        prompt: (group[0].split, gain)
+        for prompt, group in _by_prompt(scores).items()
+        if (gain := steering_gain(matrix_of(group))) is not None
+    }
+
+    def estimate(keep: Callable[[str], bool]) -> dict[str, Any]:
+        kept = [(gain, prompt) for prompt, (split, gain) in gains.items() if keep(split)]
+        return asdict(mean_with_interval([gain for gain, _ in kept], [prompt for _, prompt in kept]))
+
+    splits = list(dict.fromkeys(split for split, _ in gains.values()))
+    per_split = {name: estimate(lambda split, name=name: split == name) for name in splits}
+    return {"overall": estimate(lambda split: True), "per_split": per_split}
+
+
+def _paired(scores: Sequence[Score]) -> dict[str, Any]:
+    """Own minus control for the same person and prompt, overall and per split; siblings' responses are averaged."""
+    cluster_of: dict[Hashable, Hashable] = {score.judged_for: score.prompt_id for score in scores}
+    summary: dict[str, Any] = {}
+    for control in ("sibling_system", "no_system"):
+        if not any(score.condition == control for score in scores):
+            continue
+        summary[f"own_system - {control}"] = {
+            split: asdict(
+                paired_difference(
+                    _mean_by_person(scores, "own_system", split), _mean_by_person(scores, control, split), cluster_of
+                )
+            )
+            for split in ("all", *splits_of(scores))
+        }
+    return summary
+
+
+def _mean_by_person(scores: Sequence[Score], condition: str, split: str) -> dict[Hashable, float]:
+    values: dict[Hashable, list[float]] = {}
+    for score in scores:
+        if score.condition == condition and split in ("all", score.split) and score.value is not None:
+            values.setdefault(score.judged_for, []).append(score.value)
+    return {person: float(np.mean(group)) for person, group in values.items()}
+
+
+def _mean_matrix(scores: Sequence[Score]) -> list[list[float | None]]:
+    """The cross-preference matrix averaged over prompts, by the siblings' order in the bench; None where unscored.
+
+    Prompts with another number of siblings than most are left out.
+    """
+    matrices = [matrix_of(group) for group in _by_prompt(scores).values()]
+    if not matrices:
+        return []
+    size = Counter(len(matrix) for matrix in matrices).most_common(1)[0][0]
+    stacked = np.stack([matrix for matrix in matrices if len(matrix) == size])
+    counts = (~np.isnan(stacked)).sum(axis=0)
+    sums = np.nansum(stacked, axis=0)
+    return [[float(sums[a, b] / counts[a, b]) if counts[a, b] else None for b in range(size)] for a in range(size)]
+
+
+def _status_counts(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
+    counts: dict[str, Counter[str]] = {}
+    for row in rows:
+        counts.setdefault(row["model"], Counter())[row["status"]] += 1
+    return {model: dict(counter) for model, counter in counts.items()}

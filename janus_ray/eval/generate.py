@@ -1,0 +1,81 @@
+"""Step 1: responses of every model, with each person's system message and without any."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from janus_ray.chat import conversation
+from janus_ray.eval.actors import complete_all
+from janus_ray.eval.bench import siblings
+from janus_ray.eval.recipe import Condition, EvaluatedModel, EvaluateRecipe
+from janus_ray.llm.request import Completion, LLMRequest, Sampling, derived_seed
+from janus_ray.records import BenchItem, content_id
+from janus_ray.store import write_jsonl
+
+GENERATIONS_FILE = "generations.jsonl"
+
+
+def generate(recipe: EvaluateRecipe, items: Sequence[BenchItem], folder: Path) -> list[dict[str, Any]]:
+    """Writes and returns one row per response, also for those that failed.
+
+    The status of a row is ok, truncated (cut at max_tokens; judged as it is), empty (the model answered with nothing;
+    judged as an empty text, because for the person that is what the answer was), refusal or api_fail (not judged;
+    counted against the coverage).
+    """
+    rows: list[dict[str, Any]] = []
+    for model in recipe.models:
+        due = [(condition, item) for condition in model.conditions for item in _items_for(condition, items)]
+        requests = [_request(recipe, condition, item) for condition, item in due]
+        endpoint = recipe.policy.model_copy(update={"model": model.model})
+        ledger = folder / "ledger" / "policy"
+        outcomes = complete_all(requests, endpoint, ledger, recipe.client_actors, f"generate {model.name}")
+        rows += [
+            _row(model, condition, item, outcome) for (condition, item), outcome in zip(due, outcomes, strict=True)
+        ]
+    write_jsonl(folder / GENERATIONS_FILE, rows)
+    return rows
+
+
+def _items_for(condition: Condition, items: Sequence[BenchItem]) -> list[BenchItem]:
+    """All items; without a system message siblings ask the same, so one of them stands for the prompt."""
+    return list(items) if condition == "own_system" else [group[0] for group in siblings(items).values()]
+
+
+def _request(recipe: EvaluateRecipe, condition: Condition, item: BenchItem) -> LLMRequest:
+    sampling = recipe.generation
+    return LLMRequest(
+        stage=f"evaluate_{condition}",
+        messages=tuple(conversation(item.system if condition == "own_system" else None, item.prompt)),
+        sampling=Sampling(sampling.temperature, sampling.top_p, sampling.max_tokens, sampling.repetition_penalty),
+        seed=derived_seed(recipe.seed, item.item_id, condition),
+        keep_truncated=True,
+    )
+
+
+def _row(model: EvaluatedModel, condition: Condition, item: BenchItem, outcome: Completion) -> dict[str, Any]:
+    own = condition == "own_system"
+    return {
+        "generation_id": content_id(model.name, condition, item.item_id if own else item.prompt_id),
+        "model": model.name,
+        "condition": condition,
+        "split": item.split,
+        "prompt_id": item.prompt_id,
+        "written_for": item.item_id if own else None,
+        "system": item.system if own else None,
+        "prompt": item.prompt,
+        "response": outcome.text.strip(),
+        "status": _status(outcome),
+        "error_message": outcome.error_message,
+        "prompt_tokens": outcome.usage.prompt_tokens,
+        "completion_tokens": outcome.usage.completion_tokens,
+    }
+
+
+def _status(outcome: Completion) -> str:
+    if outcome.status == "ok":
+        return "truncated" if outcome.finish_reason == "length" else "ok"
+    return {"empty": "empty", "refusal": "refusal", "content_filter": "refusal"}.get(
+        outcome.error_kind or "", "api_fail"
+    )

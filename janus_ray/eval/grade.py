@@ -1,0 +1,111 @@
+"""Step 2: every response under every sibling's rubrics, one rubric per judge call.
+
+Prometheus-style absolute grading (Kim et al. 2024, arXiv 2405.01535), as in the paper: the judge sees the request,
+the response, the reference answer and one rubric, and not the system message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from janus_ray.eval.actors import complete_all
+from janus_ray.eval.bench import siblings
+from janus_ray.eval.recipe import EvaluateRecipe
+from janus_ray.eval.verdict import parse_verdict
+from janus_ray.llm.endpoint import Endpoint
+from janus_ray.llm.request import Completion, LLMRequest, Sampling
+from janus_ray.prompts import prompt_sha256, render
+from janus_ray.records import BenchItem
+from janus_ray.store import write_jsonl
+
+JUDGMENTS_FILE = "judgments.jsonl"
+JUDGED_STATUSES = frozenset({"ok", "truncated", "empty"})
+
+
+def grade(
+    recipe: EvaluateRecipe,
+    judge: Endpoint,
+    items: Sequence[BenchItem],
+    generations: Sequence[dict[str, Any]],
+    folder: Path,
+) -> list[dict[str, Any]]:
+    """Writes and returns one row per due rubric score, also for those that could not be obtained.
+
+    The status of a row is ok, parse_fail (no readable verdict, also after asking once more), api_fail, or no_response
+    (nothing to judge). Only ok rows have a score; the others are unscored, never zero.
+    """
+    grouped = siblings(items)
+    due = [
+        (generation, item, index)
+        for generation in generations
+        for item in grouped[generation["prompt_id"]]
+        for index in range(len(item.rubrics))
+    ]
+    askable = [number for number, (generation, _, _) in enumerate(due) if generation["status"] in JUDGED_STATUSES]
+    requests = {number: _request(recipe, *due[number]) for number in askable}
+    outcomes = _ask(recipe, judge, requests, folder, "judge")
+    unread = {
+        number: replace(requests[number], sample_index=1)
+        for number, outcome in outcomes.items()
+        if outcome.status == "ok" and parse_verdict(outcome.text) is None
+    }
+    if unread:
+        outcomes |= _ask(recipe, judge, unread, folder, "judge again")
+    rows = [_row(*observation, outcomes.get(number)) for number, observation in enumerate(due)]
+    write_jsonl(folder / JUDGMENTS_FILE, rows)
+    return rows
+
+
+def _ask(
+    recipe: EvaluateRecipe, judge: Endpoint, requests: dict[int, LLMRequest], folder: Path, label: str
+) -> dict[int, Completion]:
+    ledger = folder / "ledger" / "judge"
+    outcomes = complete_all(list(requests.values()), judge, ledger, recipe.client_actors, label)
+    return dict(zip(requests, outcomes, strict=True))
+
+
+def _request(recipe: EvaluateRecipe, generation: dict[str, Any], item: BenchItem, index: int) -> LLMRequest:
+    rubric = item.rubrics[index]
+    text = render(
+        "judge_absolute",
+        prompt=item.prompt,
+        response=generation["response"],
+        reference_answer=item.reference_answer,
+        criteria=rubric.criteria,
+        score_descriptions=sorted(rubric.score_descriptions.items()),
+    )
+    return LLMRequest(
+        stage="judge",
+        messages=({"role": "user", "content": text},),
+        sampling=Sampling(temperature=recipe.judging.temperature, max_tokens=recipe.judging.max_tokens),
+        prompt_sha256=prompt_sha256("judge_absolute"),
+        seed=recipe.seed,
+    )
+
+
+def _row(generation: dict[str, Any], item: BenchItem, index: int, outcome: Completion | None) -> dict[str, Any]:
+    score = parse_verdict(outcome.text) if outcome and outcome.status == "ok" else None
+    if outcome is None:
+        status = "no_response"
+    elif outcome.status == "error":
+        status = "api_fail"
+    else:
+        status = "ok" if score is not None else "parse_fail"
+    return {
+        "generation_id": generation["generation_id"],
+        "model": generation["model"],
+        "condition": generation["condition"],
+        "split": item.split,
+        "prompt_id": item.prompt_id,
+        "written_for": generation["written_for"],
+        "judged_for": item.item_id,
+        "rubric": index,
+        "dimension": item.preference_set[index].dimension,
+        "preference": item.preference_set[index].preference,
+        "status": status,
+        "score": score,
+        "feedback": outcome.text if outcome else "",
+    }

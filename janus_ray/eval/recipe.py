@@ -1,0 +1,102 @@
+"""The recipe of an evaluation."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from janus_ray.config import RayConfig, Recipe
+from janus_ray.llm.endpoint import Endpoint
+
+Condition = Literal["own_system", "no_system"]
+
+
+class EvaluatedModel(Recipe):
+    """One model to evaluate."""
+
+    name: str
+    """Name in the report."""
+    model: str
+    """Model id at the policy endpoint."""
+    conditions: tuple[Condition, ...] = ("own_system", "no_system")
+    """What is generated: with each person's own system message, and without any. The sibling control needs no
+    generation of its own."""
+
+
+class GenerationSampling(Recipe):
+    """Decoding parameters of the evaluated models; defaults are the paper's inference settings."""
+
+    temperature: float = Field(default=1.0, ge=0, le=2)
+    """Softmax temperature (paper: 1.0)."""
+    top_p: float = Field(default=0.9, gt=0, le=1)
+    """Nucleus mass (paper: 0.9)."""
+    max_tokens: int = Field(default=1024, ge=1)
+    """Longest response, in tokens (paper: 1024). A response cut there is judged as it is and counted."""
+    repetition_penalty: float | None = 1.03
+    """Penalty for repeated tokens (paper: 1.03); unset it for an endpoint that does not know it."""
+
+
+class JudgeSampling(Recipe):
+    """Decoding parameters of the judge."""
+
+    temperature: float = Field(default=0.0, ge=0, le=2)
+    """Softmax temperature; 0 for one deterministic grade per rubric."""
+    max_tokens: int = Field(default=512, ge=1)
+    """Room for the feedback and the score, in tokens."""
+
+
+class PolicyEndpoint(Endpoint):
+    """The endpoint that serves the evaluated models."""
+
+    model: str = ""
+    """Left empty: the models are named under `models`."""
+
+    @field_validator("model")
+    @classmethod
+    def _is_empty(cls, value: str) -> str:
+        if value:
+            raise ValueError("name the evaluated models under [[models]]")
+        return value
+
+
+class EvaluateRecipe(Recipe):
+    """Generate, judge, aggregate."""
+
+    bench: str
+    """JSONL or Parquet with the columns of the Multifaceted Bench; `prompt_id`, `item_id` and `split` are optional."""
+    output_dir: str
+    """Folder for generations, judgments, results.json and index.html."""
+    policy: PolicyEndpoint
+    """Where the evaluated models are served."""
+    models: list[EvaluatedModel] = Field(min_length=1)
+    """The models, in the report's order."""
+    main_model: str
+    """Name of the model that headline, controls and samples are about."""
+    judge: Endpoint
+    """The judge, on an endpoint of its own."""
+    generation: GenerationSampling = GenerationSampling()
+    """Decoding of the evaluated models."""
+    judging: JudgeSampling = JudgeSampling()
+    """Decoding of the judge."""
+    coverage_threshold: float = Field(default=0.98, ge=0, le=1)
+    """Share of the due rubric scores below which no mean is reported."""
+    max_prompts_per_split: int | None = Field(default=None, ge=1)
+    """Take at most this many prompts of each split, in the bench's order."""
+    client_actors: int = Field(default=2, ge=1, le=64)
+    """Client processes; each endpoint's max_concurrency is divided among them."""
+    samples_in_report: int = Field(default=12, ge=0)
+    """Prompts whose responses the report shows in full."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the generations."""
+    ray: RayConfig = RayConfig()
+    """The Ray cluster."""
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> EvaluateRecipe:
+        names = [model.name for model in self.models]
+        if len(set(names)) < len(names):
+            raise ValueError(f"models: two have the same name ({', '.join(names)})")
+        if self.main_model not in names:
+            raise ValueError(f"main_model: {self.main_model!r} is none of {', '.join(names)}")
+        return self
