@@ -153,9 +153,10 @@ def _wait_until_ready(recipe: ServeRecipe, stop: threading.Event, began: float) 
     deadline = began + recipe.start_timeout_s
     progress = time.monotonic() + _PROGRESS_S
     while not stop.wait(_POLL_S):
-        if _healthy(base_url(recipe)):
+        running, states = _state(recipe)
+        # An application that this one replaces may answer for a while.
+        if running and _healthy(base_url(recipe)):
             return True
-        states = _raise_if_failed(recipe)
         if time.monotonic() > deadline:
             raise ConfigError(
                 f"the models were not ready after {recipe.start_timeout_s:g} s ({states}); logs: {_logs()}"
@@ -174,8 +175,8 @@ def _healthy(url: str) -> bool:
         return False
 
 
-def _raise_if_failed(recipe: ServeRecipe) -> str:
-    """What each deployment is doing.
+def _state(recipe: ServeRecipe) -> tuple[bool, str]:
+    """Whether every deployment is up, and in words what each is doing.
 
     Raises:
         ConfigError: one has failed; with the cause.
@@ -186,7 +187,7 @@ def _raise_if_failed(recipe: ServeRecipe) -> str:
 
     application = serve.status().applications.get(APP_NAME)
     if application is None:
-        return "deploying"
+        return False, "deploying"
     shown = {model.deployment_name: f"model {model.model_id}" for model in recipe.models}
     for name, deployment in application.deployments.items():
         if deployment.status in _FAILED:
@@ -197,7 +198,7 @@ def _raise_if_failed(recipe: ServeRecipe) -> str:
     if application.status in _FAILED:
         raise ConfigError(f"the application did not start: {cause(application.message)}; logs: {_logs()}")
     up = {name: "up" if one.status == "HEALTHY" else "starting" for name, one in application.deployments.items()}
-    return ", ".join(f"{shown.get(name, name)} {state}" for name, state in up.items())
+    return application.status == "RUNNING", ", ".join(f"{shown.get(name, name)} {state}" for name, state in up.items())
 
 
 def cause(message: str) -> str:

@@ -143,6 +143,7 @@ def test_a_client_that_goes_away_frees_its_place(client):
 def test_a_model_that_cannot_start_is_reported_with_its_cause(served):
     model = served.recipe.models[0].model_copy(update={"max_model_len": 4096})
     recipe = served.recipe.model_copy(update={"models": [model]})
+    serve.delete(APP_NAME)
     words = rf"model {MODEL} did not start: .*max_model_len \(4096\) is greater than .*; logs: .*/logs$"
     with pytest.raises(ConfigError, match=words), deployed(recipe, threading.Event(), time.monotonic()):
         pass
