@@ -133,7 +133,8 @@ async function ask(side, prompt) {
   const messages = [...side.history, { role: "user", content: prompt }];
   addTurn(side, "user", prompt);
   const turn = addTurn(side, "assistant waiting", "");
-  const body = { model: byId("model").value, messages, stream: true, stream_options: { include_usage: true } };
+  const body = { model: byId("model").value, messages, stream: true, temperature: 0.7 };
+  body.stream_options = { include_usage: true };
   if (preferences.length) body.janus = { preferences };
   side.abort = new AbortController();
   const began = performance.now();
