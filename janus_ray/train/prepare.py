@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,7 @@ def prepare(recipe: TrainRecipe, folder: Path) -> dict[str, Any]:
     tokenizer = load_tokenizer(recipe.base_model)
     template_sha256 = install_template(tokenizer)
     documents = _encode(rows, recipe)
-    fitting = documents.filter([length <= recipe.max_length for length in _lengths(documents)])
+    fitting = documents.filter(_mask(length <= recipe.max_length for length in _lengths(documents)))
     if not len(fitting):
         raise DataError(f"{recipe.collection}: none of {len(rows)} rows fits into {recipe.max_length} tokens")
     packed = _packed_table(fitting, recipe.max_length)
@@ -74,8 +75,8 @@ def usable_rows(collection: str) -> pa.Table:
     names = pa.unify_schemas([pq.read_schema(file) for file in parquet_files(collection)]).names
     table = read_parquet(collection, [*_COLUMNS, *(["status"] if "status" in names else [])])
     if "status" in names:
-        table = table.filter([status == "ok" for status in table["status"].to_pylist()])
-    table = table.select(_COLUMNS).filter([bool(output) for output in table["output"].to_pylist()])
+        table = table.filter(_mask(status == "ok" for status in table["status"].to_pylist()))
+    table = table.select(_COLUMNS).filter(_mask(bool(output) for output in table["output"].to_pylist()))
     if not len(table):
         raise DataError(f"{collection}: no row with a response to train on")
     return table
@@ -173,6 +174,10 @@ def _packed_table(documents: pa.Table, max_length: int) -> pa.Table:
         for members in bins
     ]
     return pa.Table.from_pylist(rows, schema=PACKED)
+
+
+def _mask(kept: Iterable[bool]) -> pa.Array:
+    return pa.array(list(kept), pa.bool_())
 
 
 def _lengths(documents: pa.Table) -> list[int]:

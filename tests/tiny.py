@@ -1,0 +1,58 @@
+"""A tiny world for tests of training and serving: texts, a tokenizer, a model folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+
+from janus_ray.chat import install_template, write_template_record
+from janus_ray.miniature.kit import train_tokenizer
+from janus_ray.store import write_parquet
+
+ANSWERS = ["Castle early.", "Knead it for long, then let it rest.", "Sleep.", "Read every line aloud, twice a day."]
+
+
+def texts(count: int) -> list[dict[str, str]]:
+    return [
+        {
+            "system": f"You write for person {index % 7}." if index % 3 else "",
+            "prompt": f"How do I start with number {index}?",
+            "output": ANSWERS[index % len(ANSWERS)] * (1 + index % 3),
+        }
+        for index in range(count)
+    ]
+
+
+def write_collection(folder: Path, count: int) -> Path:
+    write_parquet(folder / "part-0.parquet", pa.Table.from_pylist(texts(count)))
+    return folder
+
+
+def write_model(folder: Path, layers: int = 2, hidden_size: int = 32) -> Path:
+    import torch
+    from transformers import MistralConfig, MistralForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    tokenizer = train_tokenizer(iter([text for row in texts(40) for text in row.values()]), 400)
+    sha256 = install_template(tokenizer)
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        sliding_window=None,
+        initializer_range=0.2,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    MistralForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_template_record(folder, sha256)
+    return folder
