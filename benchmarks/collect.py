@@ -27,6 +27,7 @@ import tempfile
 import time
 import urllib.request
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +86,9 @@ def steady_share(events: list[tuple[float, int]]) -> tuple[float, float, int]:
 
     Share and rate are those of the window between a tenth and nine tenths of the answers.
     """
-    answered = [time_s for (time_s, now), (_, before) in zip(events[1:], events, strict=False) if now < before]
+    answered = [time_s for (_, before), (time_s, now) in pairwise(events) if now < before]
     start, end = answered[len(answered) // 10], answered[len(answered) * 9 // 10]
-    area = sum(
-        count * max(0.0, min(after, end) - max(at, start))
-        for (at, count), (after, _) in zip(events, events[1:], strict=False)
-    )
+    area = sum(count * max(0.0, min(after, end) - max(at, start)) for (at, count), (after, _) in pairwise(events))
     rate = sum(start <= time_s < end for time_s in answered) / (end - start)
     return area / (end - start) / LIMIT, rate, max(count for _, count in events)
 
@@ -196,12 +194,9 @@ def _measure(url: str, rounds: int) -> dict[str, list[tuple[float, float, int]]]
                     }
                 )
                 run(recipe, teacher)
-            result = steady_share([tuple(event) for event in _get(f"{url}/events")])
-            measured[way].append(result)
-            print(
-                f"round {round_number + 1} {way:10} share {result[0]:.3f}  {result[1]:.0f} requests/s  peak {result[2]}",
-                flush=True,
-            )
+            share, rate, peak = steady_share([tuple(event) for event in _get(f"{url}/events")])
+            measured[way].append((share, rate, peak))
+            print(f"round {round_number + 1} {way:10} share {share:.3f}  {rate:.0f} requests/s  peak {peak}")
     return measured
 
 
