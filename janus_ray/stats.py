@@ -87,3 +87,8 @@ def steering_gain(scores_AB: np.ndarray) -> float | None:
     if len(diagonal) == 0 or len(others) == 0:
         return None
     return float(diagonal.mean() - others.mean())
+
+
+def two_decimals(value: float) -> str:
+    """The value as people read it, and never "-0.00"."""
+    return f"{round(value, 2) + 0.0:.2f}"

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from janus_ray.eval.aggregate import CONDITIONS
 from janus_ray.eval.bench import siblings
+from janus_ray.eval.plots import ForestRow, forest_plot
 from janus_ray.records import BenchItem
+from janus_ray.stats import two_decimals
 from janus_ray.store import write_text
 
 CONDITION_LABELS = {
@@ -20,9 +21,7 @@ CONDITION_LABELS = {
     "sibling_system": "another person's system message",
 }
 # Distinguishable without colour vision, on white and on black (Okabe and Ito).
-_COLOURS = {"own_system": "#0072B2", "no_system": "#E69F00", "sibling_system": "#CC79A7", "untrained": "#8a8f98"}
-
-_SCALE_LEFT, _SCALE_RIGHT, _ROW_HEIGHT = 250, 800, 26
+_COLOURS = {"own_system": "#0072B2", "no_system": "#E69F00", "sibling_system": "#CC79A7", "other_model": "#8a8f98"}
 
 
 def write_report(
@@ -50,6 +49,7 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["two_decimals"] = two_decimals
     environment.filters["words"] = lambda name: name.replace("_", " ")
     main = results["main_model"]
     html = environment.get_template("report.html.j2").render(
@@ -58,95 +58,45 @@ def write_report(
         labels=CONDITION_LABELS,
         conditions=CONDITIONS,
         colours=_COLOURS,
-        forest=forest_plot(_forest_rows(results)),
-        dimensions=forest_plot(_dimension_rows(results)),
+        by_split=forest_plot(_split_rows(results), "mean scores by split and condition"),
+        by_dimension=forest_plot(_dimension_rows(results), "mean scores by dimension and condition"),
         samples=_samples(results, items, generations, judgments, num_samples),
         shade=_shade,
     )
     write_text(path, html)
 
 
-def forest_plot(groups: Sequence[tuple[str, Sequence[tuple[str, dict[str, Any], str]]]]) -> Markup:
-    """Means with intervals on the scale from 1 to 5, as inline SVG.
-
-    Args:
-        groups: title, and for each row its label, its estimate and its colour. A withheld mean is said in words.
-    """
-    parts: list[str] = []
-    y = 8
-    for title, rows in groups:
-        parts.append(f'<text x="0" y="{y + 17}" class="group">{Markup.escape(title)}</text>')
-        y += _ROW_HEIGHT
-        for label, entry, colour in rows:
-            parts.append(_forest_row(y, label, entry, colour))
-            y += _ROW_HEIGHT
-        y += 8
-    grid = "".join(
-        f'<line x1="{_x(score)}" y1="8" x2="{_x(score)}" y2="{y}" class="grid"/>'
-        f'<text x="{_x(score)}" y="{y + 16}" class="tick">{score}</text>'
-        for score in range(1, 6)
-    )
-    return Markup(
-        f'<svg viewBox="0 0 980 {y + 24}" role="img" aria-label="means with 95 % intervals, scale 1 to 5">'
-        f"{grid}{''.join(parts)}</svg>"
-    )
-
-
-def _forest_row(y: int, label: str, entry: dict[str, Any], colour: str) -> str:
-    middle = y + _ROW_HEIGHT // 2
-    row = f'<text x="14" y="{middle + 5}">{Markup.escape(label)}</text>'
-    if entry["mean"] is None:
-        return row + f'<text x="{_SCALE_LEFT}" y="{middle + 5}" class="note">{entry.get("withheld", "no score")}</text>'
-    low, high = (entry["mean"] if entry[bound] is None else entry[bound] for bound in ("low", "high"))
-    bounds = "" if entry["low"] is None else f" [{low:.2f}, {high:.2f}]"
-    return (
-        row + f'<line x1="{_x(low):.1f}" x2="{_x(high):.1f}" y1="{middle}" y2="{middle}" stroke="{colour}" '
-        f'stroke-width="3"/><circle cx="{_x(entry["mean"]):.1f}" cy="{middle}" r="6" fill="{colour}"/>'
-        f'<text x="{_SCALE_RIGHT + 22}" y="{middle + 5}" class="value">{entry["mean"]:.2f}{bounds}</text>'
-    )
-
-
-def _x(score: float) -> float:
-    clipped = min(5.0, max(1.0, score))
-    return _SCALE_LEFT + (clipped - 1) / 4 * (_SCALE_RIGHT - _SCALE_LEFT)
-
-
-def _forest_rows(results: dict[str, Any]) -> list[tuple[str, list[tuple[str, dict[str, Any], str]]]]:
-    """One group per split: the main model's conditions, then the other models with their own system message."""
-    main = results["main_model"]
-    groups = []
-    for split in results["models"][main]["own_system"]["per_split"]:
-        rows = [
-            (
-                CONDITION_LABELS[condition],
-                results["models"][main][condition]["per_split"][split]["overall"],
-                _COLOURS[condition],
-            )
+def _split_rows(results: dict[str, Any]) -> list[ForestRow]:
+    """For each split the main model's conditions, then the other models with the person's own system message."""
+    main_name = results["main_model"]
+    main = results["models"][main_name]
+    rows = []
+    for split in main["own_system"]["per_split"]:
+        rows.append(ForestRow(split.replace("_", " ")))
+        rows += [
+            ForestRow(CONDITION_LABELS[condition], main[condition]["per_split"][split]["overall"], _COLOURS[condition])
             for condition in CONDITIONS
-            if condition in results["models"][main]
+            if condition in main
         ]
         rows += [
-            (name, summary["own_system"]["per_split"][split]["overall"], _COLOURS["untrained"])
+            ForestRow(name, summary["own_system"]["per_split"][split]["overall"], _COLOURS["other_model"])
             for name, summary in results["models"].items()
-            if name != main and "own_system" in summary
+            if name != main_name and "own_system" in summary
         ]
-        groups.append((split.replace("_", " "), rows))
-    return groups
+    return rows
 
 
-def _dimension_rows(results: dict[str, Any]) -> list[tuple[str, list[tuple[str, dict[str, Any], str]]]]:
+def _dimension_rows(results: dict[str, Any]) -> list[ForestRow]:
     main = results["models"][results["main_model"]]
-    return [
-        (
-            dimension.replace("_", " "),
-            [
-                (CONDITION_LABELS[condition], main[condition]["per_dimension"][dimension], _COLOURS[condition])
-                for condition in CONDITIONS
-                if condition in main
-            ],
-        )
-        for dimension in main["own_system"]["per_dimension"]
-    ]
+    rows = []
+    for dimension in main["own_system"]["per_dimension"]:
+        rows.append(ForestRow(dimension.replace("_", " ")))
+        rows += [
+            ForestRow(CONDITION_LABELS[condition], main[condition]["per_dimension"][dimension], _COLOURS[condition])
+            for condition in CONDITIONS
+            if condition in main
+        ]
+    return rows
 
 
 def _samples(

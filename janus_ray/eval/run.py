@@ -17,6 +17,7 @@ from janus_ray.eval.report import write_report
 from janus_ray.llm.client import check_endpoint
 from janus_ray.llm.endpoint import Endpoint
 from janus_ray.records import BenchItem
+from janus_ray.stats import two_decimals
 from janus_ray.store import OutputFolder, fingerprint, read_json, read_manifest, write_json
 
 RESULTS_FILE, REPORT_FILE = "results.json", "index.html"
@@ -122,6 +123,5 @@ def format_estimate(entry: dict[str, Any]) -> str:
     """`4.52 [4.41, 4.63]`, or why there is no number."""
     if entry["mean"] is None:
         return "withheld" if "withheld" in entry else "none"
-    if entry["low"] is None:
-        return f"{entry['mean']:.2f}"
-    return f"{entry['mean']:.2f} [{entry['low']:.2f}, {entry['high']:.2f}]"
+    mean = two_decimals(entry["mean"])
+    return mean if entry["low"] is None else f"{mean} [{two_decimals(entry['low'])}, {two_decimals(entry['high'])}]"
