@@ -14,7 +14,7 @@ is below the threshold is not reported.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -66,12 +66,12 @@ def aggregate(
             for condition in CONDITIONS
             if any(score.condition == condition for score in scores)
         }
-        results["models"][model] = {**summary, "steering_gain": _steering_gain(scores)}
+        results["models"][model] = {**summary, "steering_gain": _steering_gain(scores, threshold)}
     main = results["models"][main_model]
     results["main_model"] = main_model
     results["controls"] = {name: main[name] for name in ("no_system", "sibling_system") if name in main}
     results["steering_gain"] = main["steering_gain"]
-    results["paired_differences"] = {model: _paired(scores) for model, scores in by_model.items()}
+    results["paired_differences"] = {model: _paired(scores, threshold) for model, scores in by_model.items()}
     results["matrix"] = {model: _mean_matrix(scores) for model, scores in by_model.items()}
     results["status_counts"] = {
         "generations": _status_counts(generations),
@@ -135,8 +135,7 @@ def _condition(scores: Sequence[Score], threshold: float) -> dict[str, Any]:
 def _overall(scores: Sequence[Score], threshold: float) -> dict[str, Any]:
     valued = [(score.value, score.prompt_id) for score in scores if score.value is not None]
     estimate = mean_with_interval([value for value, _ in valued], [prompt for _, prompt in valued])
-    scored = sum(len(group) for score in scores for group in score.by_dimension.values())
-    return _reported(estimate, scored, sum(sum(score.due.values()) for score in scores), threshold)
+    return _reported(estimate, *_scored_and_due(scores), threshold)
 
 
 def _per_dimension(scores: Sequence[Score], threshold: float) -> dict[str, Any]:
@@ -149,6 +148,13 @@ def _per_dimension(scores: Sequence[Score], threshold: float) -> dict[str, Any]:
         due = sum(score.due.get(dimension, 0) for score in scores)
         summary[dimension] = _reported(estimate, len(values), due, threshold)
     return summary
+
+
+def _scored_and_due(scores: Iterable[Score]) -> tuple[int, int]:
+    """Rubric scores that there are, and that there should be."""
+    scores = list(scores)
+    scored = sum(len(group) for score in scores for group in score.by_dimension.values())
+    return scored, sum(sum(score.due.values()) for score in scores)
 
 
 def _reported(estimate: Estimate, scored: int, due: int, threshold: float) -> dict[str, Any]:
@@ -179,45 +185,38 @@ def matrix_of(scores: Sequence[Score]) -> np.ndarray:
     return matrix_AB
 
 
-def _steering_gain(scores: Sequence[Score]) -> dict[str, Any]:
+def _steering_gain(scores: Sequence[Score], threshold: float) -> dict[str, Any]:
     """Mean steering gain over prompts with siblings, with its interval, overall and per split."""
-    gains = {
-        prompt: (group[0].split, gain)
-        for prompt, group in _by_prompt(scores).items()
-        if (gain := steering_gain(matrix_of(group))) is not None
-    }
 
-    def estimate(keep: Callable[[str], bool]) -> dict[str, Any]:
-        kept = [(gain, prompt) for prompt, (split, gain) in gains.items() if keep(split)]
-        return asdict(mean_with_interval([gain for gain, _ in kept], [prompt for _, prompt in kept]))
+    def of(split: str | None) -> dict[str, Any]:
+        used = [score for score in scores if score.condition != "no_system" and split in (None, score.split)]
+        gains = {prompt: steering_gain(matrix_of(group)) for prompt, group in _by_prompt(used).items()}
+        known = {prompt: gain for prompt, gain in gains.items() if gain is not None}
+        return _reported(mean_with_interval(list(known.values()), list(known)), *_scored_and_due(used), threshold)
 
-    splits = list(dict.fromkeys(split for split, _ in gains.values()))
-    per_split = {name: estimate(lambda split, name=name: split == name) for name in splits}
-    return {"overall": estimate(lambda split: True), "per_split": per_split}
+    return {"overall": of(None), "per_split": {split: of(split) for split in splits_of(scores)}}
 
 
-def _paired(scores: Sequence[Score]) -> dict[str, Any]:
+def _paired(scores: Sequence[Score], threshold: float) -> dict[str, Any]:
     """Own minus control for the same person and prompt, overall and per split; siblings' responses are averaged."""
     cluster_of: dict[Hashable, Hashable] = {score.judged_for: score.prompt_id for score in scores}
-    summary: dict[str, Any] = {}
-    for control in ("sibling_system", "no_system"):
-        if not any(score.condition == control for score in scores):
-            continue
-        summary[f"own_system - {control}"] = {
-            split: asdict(
-                paired_difference(
-                    _mean_by_person(scores, "own_system", split), _mean_by_person(scores, control, split), cluster_of
-                )
-            )
-            for split in ("all", *splits_of(scores))
-        }
-    return summary
+
+    def of(control: str, split: str) -> dict[str, Any]:
+        used = [s for s in scores if s.condition in ("own_system", control) and split in ("all", s.split)]
+        estimate = paired_difference(_mean_by_person(used, "own_system"), _mean_by_person(used, control), cluster_of)
+        return _reported(estimate, *_scored_and_due(used), threshold)
+
+    return {
+        f"own_system - {control}": {split: of(control, split) for split in ("all", *splits_of(scores))}
+        for control in ("sibling_system", "no_system")
+        if any(score.condition == control for score in scores)
+    }
 
 
-def _mean_by_person(scores: Sequence[Score], condition: str, split: str) -> dict[Hashable, float]:
+def _mean_by_person(scores: Sequence[Score], condition: str) -> dict[Hashable, float]:
     values: dict[Hashable, list[float]] = {}
     for score in scores:
-        if score.condition == condition and split in ("all", score.split) and score.value is not None:
+        if score.condition == condition and score.value is not None:
             values.setdefault(score.judged_for, []).append(score.value)
     return {person: float(np.mean(group)) for person, group in values.items()}
 

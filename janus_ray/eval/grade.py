@@ -48,7 +48,7 @@ def grade(
     requests = {number: _request(recipe, *due[number]) for number in askable}
     outcomes = _ask(recipe, judge, requests, folder, "judge")
     unread = {
-        number: replace(requests[number], sample_index=1)
+        number: _asked_for_the_verdict(requests[number], outcome.text)
         for number, outcome in outcomes.items()
         if outcome.status == "ok" and parse_verdict(outcome.text) is None
     }
@@ -84,6 +84,12 @@ def _request(recipe: EvaluateRecipe, generation: dict[str, Any], item: BenchItem
         prompt_sha256=prompt_sha256("judge_absolute"),
         seed=recipe.seed,
     )
+
+
+def _asked_for_the_verdict(request: LLMRequest, answer: str) -> LLMRequest:
+    """The request continued by the judge's answer: a judge at temperature 0 would only repeat itself otherwise."""
+    more = ({"role": "assistant", "content": answer}, {"role": "user", "content": render("judge_verdict")})
+    return replace(request, messages=request.messages + more, prompt_sha256=prompt_sha256("judge_verdict"))
 
 
 def _row(generation: dict[str, Any], item: BenchItem, index: int, outcome: Completion | None) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from janus_ray.stats import two_decimals
 # Colours that stand for the page's own, which differ between light and dark.
 _INK, _LINE = "#010101", "#020202"
 _PAGE_COLOURS = {_INK: "currentColor", _LINE: "var(--line)"}
-_STYLE = {
+# Any, because matplotlib lists every key it knows in the type.
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "janus_ray",
     "font.size": 9.5,

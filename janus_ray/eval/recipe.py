@@ -99,4 +99,6 @@ class EvaluateRecipe(Recipe):
             raise ValueError(f"models: two have the same name ({', '.join(names)})")
         if self.main_model not in names:
             raise ValueError(f"main_model: {self.main_model!r} is none of {', '.join(names)}")
+        if "own_system" not in self.models[names.index(self.main_model)].conditions:
+            raise ValueError(f"main_model: {self.main_model!r} needs own_system among its conditions")
         return self

@@ -66,9 +66,9 @@ def evaluate(recipe: EvaluateRecipe, judge: Endpoint, if_exists: IfExists) -> di
 
 
 def _has_failures(manifest: dict[str, Any]) -> bool:
+    """Whether a resume may do better. A judge's unreadable answer was paid for and is not asked for again."""
     counts = manifest["status_counts"]
-    failed = {"api_fail", "parse_fail"}
-    return any(failed & statuses.keys() for step in counts.values() for statuses in step.values())
+    return any("api_fail" in statuses for step in counts.values() for statuses in step.values())
 
 
 def _protocol(recipe: EvaluateRecipe, items: Sequence[BenchItem]) -> dict[str, Any]:
