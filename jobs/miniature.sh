@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
 # The whole of Janus in miniature: collect, train, serve, evaluate, each by its own job, on two CPU cores.
-# Called by `make demo`. Everything it writes lies under runs/miniature; a second run starts over.
+# Called by `make demo`. Everything it writes lies under runs/miniature of the current folder; a second run starts over.
+# Arguments go to jobs.train: `bash jobs/miniature.sh --set epochs=6` trains half as long.
 set -euo pipefail
-cd "$(dirname "$0")/.."
 
+root=$(cd "$(dirname "$0")/.." && pwd)
+recipes=$(realpath --relative-to=. "$root/jobs/recipes")
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 log=runs/miniature/logs
 port=${JANUS_DEMO_PORT:-8000}
 mkdir -p "$log"
@@ -29,10 +32,10 @@ step() {  # step NAME COMMAND...: runs it, and remembers how long it took
 }
 
 start_server() {
-    python -m jobs.serve jobs/recipes/miniature_serve.toml --set port=$port > "$log/serve.log" 2>&1 &
+    python -m jobs.serve "$recipes/miniature_serve.toml" --set port=$port > "$log/serve.log" 2>&1 &
     server=$!
     local waited=0
-    until curl --silent --fail --output /dev/null "http://127.0.0.1:$port/health"; do
+    until grep --quiet '^serve: ready' "$log/serve.log"; do
         if ! kill -0 "$server" 2> /dev/null; then
             tail -n 5 "$log/serve.log" >&2
             exit 1
@@ -45,17 +48,17 @@ start_server() {
 }
 
 began=$SECONDS
-step instructions python -m jobs.miniature_instructions jobs/recipes/miniature_instructions.toml
-step collect python -m jobs.collect jobs/recipes/miniature_collect.toml --if-exists overwrite
-step base-model python -m jobs.miniature_model jobs/recipes/miniature_model.toml --if-exists overwrite
-step bench python -m jobs.miniature_bench jobs/recipes/miniature_bench.toml
-step train python -m jobs.train jobs/recipes/miniature_sft.toml --if-exists overwrite
+step instructions python -m jobs.miniature_instructions "$recipes/miniature_instructions.toml"
+step collect python -m jobs.collect "$recipes/miniature_collect.toml" --if-exists overwrite
+step base-model python -m jobs.miniature_model "$recipes/miniature_model.toml" --if-exists overwrite
+step bench python -m jobs.miniature_bench "$recipes/miniature_bench.toml"
+step train python -m jobs.train "$recipes/miniature_sft.toml" --if-exists overwrite "$@"
 step serve start_server
-step evaluate python -m jobs.evaluate jobs/recipes/miniature_evaluate.toml --if-exists overwrite --set policy.base_url=http://127.0.0.1:$port/v1
+step evaluate python -m jobs.evaluate "$recipes/miniature_evaluate.toml" --if-exists overwrite --set policy.base_url=http://127.0.0.1:$port/v1
 stop_server
 
 printf '\n%-14s %s\n' step seconds
 for index in "${!names[@]}"; do printf '%-14s %7d\n' "${names[$index]}" "${times[$index]}"; done
 printf '%-14s %7d\n' total $((SECONDS - began))
-printf '\nReport: %s\n' "runs/miniature/report/index.html"
-printf 'Chat:   %s (then open http://127.0.0.1:8000)\n' "python -m jobs.serve jobs/recipes/miniature_serve.toml"
+printf '\nReport: runs/miniature/report/index.html\n'
+echo "Chat:   python -m jobs.serve $recipes/miniature_serve.toml (then open http://127.0.0.1:8000)"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +33,7 @@ def train_worker(config: dict[str, Any]) -> None:
     import torch
     import torch.distributed as dist
     from ray.train.torch import get_device
+    from ray.train.v2.api.report_config import CheckpointUploadMode
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor
     from transformers.utils import logging as transformers_logging
@@ -81,9 +81,13 @@ def train_worker(config: dict[str, Any]) -> None:
             if log is not None:
                 log.write(step + 1, loss=float(loss_sum) / supervised, learning_rate=rate, grad_norm=norm)
         if (step + 1) % recipe.checkpoint_every_steps == 0 or is_last:
-            saved = save_checkpoint(model, optimizer, {**progress, "step": step + 1})
-            ray.train.report({"step": step + 1}, checkpoint=saved)
-            shutil.rmtree(saved.path, ignore_errors=True)
+            # A thread uploads it while training goes on; Ray Train takes note of it within about two seconds.
+            ray.train.report(
+                {"step": step + 1},
+                checkpoint=save_checkpoint(model, optimizer, {**progress, "step": step + 1}),
+                checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+                delete_local_checkpoint_after_upload=True,
+            )
     export(model, recipe, folder / "model")
     dist.barrier()
 

@@ -60,7 +60,9 @@ def commands() -> list[str]:
     documents = [REPOSITORY / "README.md", REPOSITORY / "jobs" / "README.md", *(REPOSITORY / "jobs").glob("*.py")]
     documents += [*(REPOSITORY / "jobs").glob("*.sh"), REPOSITORY / "CONTRIBUTING.md", REPOSITORY / "docs" / "paper.md"]
     found = {line for path in documents for line in re.findall(r"python -m jobs\.[^\n`&|>()]*", path.read_text())}
-    return sorted(command.strip().rstrip('"').replace("$port", "8000") for command in found)
+    for variable, value in (("$recipes", "jobs/recipes"), ("$port", "8000"), ('"$@"', "")):
+        found = {command.replace(variable, value) for command in found}
+    return sorted(command.strip() for command in found)
 
 
 @pytest.mark.parametrize("command", commands())
