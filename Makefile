@@ -39,6 +39,7 @@ ifneq ($(STALE),)
 else
 	@echo "==> $(VENV): up to date with $(LOCK)"
 endif
+	@echo "$(CURDIR)" > $(VENV)/lib/python3.11/site-packages/janus_ray.pth
 
 demo: setup  ## the whole pipeline in miniature: collect, train, serve, evaluate (about 6 minutes on 2 cores)
 	@PATH="$(abspath $(BIN)):$$PATH" bash jobs/miniature.sh
@@ -53,10 +54,10 @@ check: setup  ## lint, format, types, import layers
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ty check --python $(VENV)
-	@PYTHONPATH=. $(BIN)/lint-imports --no-cache | tail -n 4
+	@$(BIN)/lint-imports --no-cache | tail -n 4
 
 bench: setup  ## the benchmarks; each prints a ratio and writes JSON under benchmarks/results
-	@PYTHONPATH=. $(BIN)/python benchmarks/collect.py
+	@$(BIN)/python benchmarks/collect.py
 
 lock: setup  ## resolve pyproject.toml again into requirements/{cpu,gpu}.txt
 	@bash requirements/lock.sh "$(BIN)/uv" "$(PIP_FIND_LINKS)"

@@ -31,7 +31,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from janus_ray.config import RayConfig
+from janus_ray.config import RayConfig, keep_native_logs_off_the_terminal
 from janus_ray.data.annotate import Annotator
 from janus_ray.data.recipe import CollectRecipe
 from janus_ray.data.sources import read_instructions
@@ -159,6 +159,7 @@ def main() -> None:
     parser.add_argument("--collect", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     set_quiet_defaults()
+    keep_native_logs_off_the_terminal()
     if arguments.serve:
         return serve(arguments.serve)
     if arguments.collect:

@@ -142,7 +142,7 @@ def _allowed_keys(recipe_type: type[BaseModel], path: Sequence[int | str]) -> st
     return ", ".join(section.model_fields)
 
 
-def _keep_native_logs_off_the_terminal() -> None:
+def keep_native_logs_off_the_terminal() -> None:
     """Sends what native code writes to file descriptor 2 to a log file; Python's own stderr stays on the terminal.
 
     Ray's C++ core reports harmless matters there, at level error and without a switch. JANUS_LOG_LEVEL=DEBUG shows
@@ -186,7 +186,7 @@ def run_job(
     """The process boundary of a job: parse, run, and turn an error for a person into one line and exit code 2."""
     parsed = job_arguments(doc).parse_args(arguments)
     set_quiet_defaults()
-    _keep_native_logs_off_the_terminal()
+    keep_native_logs_off_the_terminal()
     try:
         recipe = load_recipe(recipe_type, parsed.recipes, parsed.overrides)
         if parsed.dry_run:

@@ -4,9 +4,7 @@
 # Arguments go to jobs.train: `bash jobs/miniature.sh --set epochs=6` trains half as long.
 set -euo pipefail
 
-root=$(cd "$(dirname "$0")/.." && pwd)
-recipes=$(realpath --relative-to=. "$root/jobs/recipes")
-export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+recipes=$(realpath --relative-to=. "$(dirname "$0")/recipes")
 log=runs/miniature/logs
 port=${JANUS_DEMO_PORT:-8000}
 mkdir -p "$log"
