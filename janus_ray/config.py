@@ -139,7 +139,8 @@ def _allowed_keys(recipe_type: type[BaseModel], path: Sequence[int | str]) -> st
         if not inner:
             return ""
         section = inner[0]
-    return ", ".join(section.model_fields)
+    # What a job fills in itself is kept out of the representation, and out of this list.
+    return ", ".join(name for name, field in section.model_fields.items() if field.repr)
 
 
 def keep_native_logs_off_the_terminal() -> None:

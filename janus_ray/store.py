@@ -32,14 +32,14 @@ _RECORDED_PACKAGES = ("janus-ray", "ray", "torch", "transformers", "vllm", "vllm
 
 
 class OutputFolder:
-    """The folder a stage writes into, from the first look at it to its manifest."""
+    """The folder a stage writes into: looked at first, begun when nothing else can refuse the job, finished last."""
 
     def __init__(self, path: Path | str, recipe: Recipe, if_exists: IfExists) -> None:
-        """Prepares the folder.
+        """Checks that the folder may be used; nothing is written or deleted yet.
 
         Args:
             path: the folder; its parents are made.
-            recipe: what the stage is about to do; stored at once as `recipe.json`.
+            recipe: what the stage is about to do.
             if_exists: "fail" refuses a folder that exists, "resume" continues one made by the same recipe,
                 "overwrite" deletes one that a stage of ours made.
 
@@ -50,30 +50,39 @@ class OutputFolder:
         self.recipe = recipe
         self._started = time.time()
         occupied = self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir()))
+        self._replaces = occupied and if_exists == "overwrite"
+        if occupied and not (self.path / RECIPE).is_file():
+            raise ConfigError(
+                f"output folder {self.path} was not made by this project and is left alone; choose another"
+            )
         if occupied and if_exists == "fail":
             state = "is finished" if self.finished else "is unfinished"
             raise ConfigError(
                 f"output folder {self.path} exists and {state}: --if-exists resume continues it, overwrite replaces it"
             )
-        if occupied and not (self.path / RECIPE).is_file():
-            raise ConfigError(
-                f"output folder {self.path} was not made by this project and is left alone; choose another"
-            )
-        if occupied and if_exists == "overwrite":
-            shutil.rmtree(self.path)
-        elif occupied:
+        if occupied and if_exists == "resume":
             self._check_same_recipe()
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.path / RECIPE, resolved(recipe))
 
     @property
     def finished(self) -> bool:
-        """Whether the folder has a manifest."""
-        return (self.path / MANIFEST).is_file()
+        """Whether there is a finished folder to keep."""
+        return not self._replaces and (self.path / MANIFEST).is_file()
 
-    def reopen(self) -> None:
-        """Marks a finished folder unfinished again, before anything in it changes."""
-        (self.path / MANIFEST).unlink(missing_ok=True)
+    def begin(self) -> None:
+        """Makes the folder, or replaces it where that was asked for; from here on it counts as unfinished.
+
+        Raises:
+            ConfigError: it cannot be made.
+        """
+        try:
+            if self._replaces:
+                shutil.rmtree(self.path)
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / MANIFEST).unlink(missing_ok=True)
+            write_json(self.path / RECIPE, resolved(self.recipe))
+        except OSError as error:
+            raise ConfigError(f"output folder {self.path} cannot be written: {error.strerror}") from None
+        self._replaces = False
 
     def finish(self, inputs: Mapping[str, Path | str], counts: Mapping[str, Any], **more: object) -> dict[str, Any]:
         """Writes the manifest, last of all files, and returns it.

@@ -22,11 +22,12 @@ from janus_ray.config import IfExists
 from janus_ray.data.annotate import Annotator
 from janus_ray.data.recipe import CollectRecipe
 from janus_ray.data.sources import read_instructions
+from janus_ray.errors import GenerationError
 from janus_ray.llm.client import ChatClient, check_endpoint
 from janus_ray.llm.endpoint import Endpoint
 from janus_ray.llm.ledger import Ledger
 from janus_ray.records import COLLECTION, INSTRUCTIONS, Instruction
-from janus_ray.store import OutputFolder, read_manifest, write_parquet
+from janus_ray.store import OutputFolder, read_manifest, read_parquet, write_parquet
 
 if TYPE_CHECKING:
     import ray.data
@@ -80,6 +81,7 @@ def collect(recipe: CollectRecipe, teacher: Endpoint, if_exists: IfExists) -> di
 
     Raises:
         ConfigError, DataError: a source, the endpoint, the folder or the cluster is not as it must be.
+        GenerationError: not one row succeeded; the folder stays unfinished and can be resumed.
     """
     instructions, source_counts = read_instructions(recipe.sources)
     folder = OutputFolder(recipe.output_dir, recipe, if_exists)
@@ -89,13 +91,18 @@ def collect(recipe: CollectRecipe, teacher: Endpoint, if_exists: IfExists) -> di
             print(f"{folder.path}: already finished, {manifest['counts']['rows_ok']} rows; 0 requests sent")
             return manifest
         print(f"{folder.path}: trying {manifest['counts']['rows_failed']} failed rows again")
-        folder.reopen()
     check_endpoint(teacher, "teacher")
     print(f"collect: {len(instructions)} instructions x {recipe.num_sets} preference sets from {teacher.model}")
-    for stale in folder.path.glob("part-*.parquet"):
-        stale.unlink()
     with ray_cluster(recipe.ray, recipe.client_actors + 1, f"collect with {recipe.client_actors} client actors"):
+        folder.begin()
+        for stale in folder.path.glob("part-*.parquet"):
+            stale.unlink()
         counts = _write_rows(_annotated(instructions, recipe, teacher, folder.path), recipe, folder.path, instructions)
+    if not counts["rows_ok"]:
+        reason = next(filter(None, read_parquet(folder.path, ["error_message"])["error_message"].to_pylist()))
+        raise GenerationError(
+            f"teacher: {teacher.url}: all {counts['rows_failed']} rows failed, the first with: {reason}"
+        )
     manifest = folder.finish(
         inputs={f"source_{index}": source.path for index, source in enumerate(recipe.sources)},
         counts={**source_counts, "instructions": len(instructions), **counts},

@@ -41,13 +41,13 @@ def evaluate(recipe: EvaluateRecipe, judge: Endpoint, if_exists: IfExists) -> di
         results = read_json(folder.path / RESULTS_FILE)
         print_summary(results, folder.path)
         return results
-    folder.reopen()
     for model in recipe.models:
         check_endpoint(recipe.policy.model_copy(update={"model": model.model}), f"policy {model.name}")
     check_endpoint(judge, "judge")
     prompts = len({item.prompt_id for item in items})
     print(f"evaluate: {len(items)} items on {prompts} prompts, judged by {judge.model}", flush=True)
     with ray_cluster(recipe.ray, recipe.client_actors, f"evaluate with {recipe.client_actors} client actors"):
+        folder.begin()
         generations = generate(recipe, items, folder.path)
         judgments = grade(recipe, judge, items, generations, folder.path)
     names = [model.name for model in recipe.models]

@@ -27,7 +27,7 @@ class Endpoint(Recipe):
     give_up_after_s: float = Field(default=120.0, gt=0)
     """Seconds without a single success, failures only, after which the endpoint counts as down and the remaining
     requests fail at once. A rerun with --if-exists resume asks only for what is missing."""
-    served_at: str | None = None
+    served_at: str | None = Field(default=None, repr=False)
     """Where the endpoint answers now, when base_url is a name; set by the job, not by people."""
 
     @field_validator("base_url")

@@ -54,6 +54,7 @@ def build_base_model(recipe: BaseModelRecipe, if_exists: IfExists) -> dict[str, 
             pad_token_id=tokenizer.pad_token_id,
         )
     )
+    folder.begin()
     model.save_pretrained(folder.path)
     tokenizer.save_pretrained(folder.path)
     write_template_record(folder.path, sha256)

@@ -31,7 +31,7 @@ def load_config(recipe: TrainRecipe) -> PretrainedConfig:
     try:
         config = AutoConfig.from_pretrained(recipe.base_model)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"base model {recipe.base_model}: {str(error).splitlines()[0]}") from None
+        raise _not_loaded(recipe, error) from None
     window = getattr(config, "sliding_window", None)
     if window is not None and window < recipe.max_length:
         raise CheckpointError(
@@ -163,8 +163,13 @@ def _full_weights(recipe: TrainRecipe) -> dict[str, torch.Tensor]:
     try:
         model = AutoModelForCausalLM.from_pretrained(recipe.base_model, dtype=torch.float32)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"base model {recipe.base_model}: {str(error).splitlines()[0]}") from None
+        raise _not_loaded(recipe, error) from None
     return model.state_dict()
+
+
+def _not_loaded(recipe: TrainRecipe, error: Exception) -> CheckpointError:
+    reason = str(error).splitlines()[0]
+    return CheckpointError(f"base model {recipe.base_model}: neither a folder here nor on the hub: {reason}")
 
 
 @contextmanager

@@ -42,6 +42,7 @@ def train(recipe: TrainRecipe, if_exists: IfExists) -> dict[str, Any]:
     gpus = recipe.num_workers if recipe.use_gpu else 0
     purpose = f"train with {recipe.num_workers} workers"
     with ray_cluster(recipe.ray, recipe.num_workers + 1, purpose, needed_gpus=gpus):
+        folder.begin()
         counts = _prepared(recipe, folder.path)
         print(
             f"train: {counts['rows']} rows, {counts['tokens']} tokens ({counts['supervised_tokens']} with loss) in "

@@ -28,7 +28,8 @@ def test_a_folder_is_finished_only_with_its_manifest(tmp_path):
     source = tmp_path / "in.txt"
     source.write_text("hello")
     folder = OutputFolder(tmp_path / "out", Plan(), "fail")
-    assert not folder.finished
+    assert not folder.finished and not folder.path.exists()
+    folder.begin()
     with pytest.raises(DataError, match="did not finish"):
         read_manifest(folder.path)
     folder.finish(inputs={"text": source}, counts={"rows": 3}, template_sha256="abc")
@@ -42,19 +43,41 @@ def test_a_folder_is_finished_only_with_its_manifest(tmp_path):
 
 def test_an_existing_folder_is_refused_resumed_or_replaced(tmp_path):
     path = tmp_path / "out"
-    OutputFolder(path, Plan(), "fail")
+    OutputFolder(path, Plan(), "fail").begin()
     (path / "half.txt").write_text("x")
     with pytest.raises(ConfigError, match="exists and is unfinished"):
         OutputFolder(path, Plan(), "fail")
-    OutputFolder(path, Plan(), "resume")
+    OutputFolder(path, Plan(), "resume").begin()
     assert (path / "half.txt").exists()
     with pytest.raises(ConfigError, match=r"another recipe \(differs in: n\)"):
         OutputFolder(path, Plan(n=2), "resume")
-    OutputFolder(path, Plan(n=2), "overwrite")
+    replacing = OutputFolder(path, Plan(n=2), "overwrite")
+    # Whatever may still refuse the job, nothing is lost before it begins.
+    assert (path / "half.txt").exists()
+    replacing.begin()
     assert not (path / "half.txt").exists()
 
 
-@pytest.mark.parametrize("if_exists", ["resume", "overwrite"])
+def test_a_finished_folder_counts_as_unfinished_once_work_on_it_begins(tmp_path):
+    folder = OutputFolder(tmp_path / "out", Plan(), "fail")
+    folder.begin()
+    folder.finish(inputs={}, counts={})
+    with pytest.raises(ConfigError, match="exists and is finished"):
+        OutputFolder(tmp_path / "out", Plan(), "fail")
+    again = OutputFolder(tmp_path / "out", Plan(), "resume")
+    assert again.finished
+    assert not OutputFolder(tmp_path / "out", Plan(), "overwrite").finished
+    again.begin()
+    assert not again.finished
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"file/out cannot be written: Not a directory"):
+        OutputFolder(tmp_path / "file" / "out", Plan(), "fail").begin()
+
+
+@pytest.mark.parametrize("if_exists", ["fail", "resume", "overwrite"])
 def test_a_folder_that_is_not_ours_is_never_touched(tmp_path, if_exists):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ConfigError, match="was not made by this project"):

@@ -16,6 +16,7 @@ import pytest
 
 from janus_ray.data.collect import collect
 from janus_ray.data.recipe import CollectRecipe
+from janus_ray.errors import GenerationError
 from janus_ray.llm.ledger import count_finished
 from janus_ray.miniature.server import TEACHER, started
 from janus_ray.miniature.world import instructions
@@ -108,6 +109,24 @@ def test_failed_rows_are_counted_rows_and_a_resume_asks_for_them_alone(tmp_path,
     assert (again["rows_ok"], again["rows_failed"], again["requests_sent"]) == (30, 0, len(failed))
 
 
+def test_a_collection_without_one_good_row_is_an_error(tmp_path, in_the_shared_cluster):
+    broken = {"now": True}
+
+    def answer(n, body):
+        from janus_ray.miniature import teacher as miniature_teacher
+
+        text = miniature_teacher.answer(body["messages"], body["seed"])
+        return Reply({"error": {"message": "no credit"}}, 403) if broken["now"] else chat_reply(text)
+
+    with loopback(answer, models=(TEACHER,)) as server:
+        recipe = recipe_for(tmp_path, 3, teacher={"base_url": server.url})
+        with pytest.raises(GenerationError, match=r"all 9 rows failed, the first with: HTTP 403: no credit$"):
+            collect(recipe, recipe.teacher, "fail")
+        assert not (tmp_path / "out" / "manifest.json").exists()
+        broken["now"] = False
+        assert collect(recipe, recipe.teacher, "resume")["counts"]["rows_ok"] == 9
+
+
 def test_a_job_killed_half_way_and_resumed_ends_with_the_same_rows(tmp_path, in_the_shared_cluster):
     """kill -9 of the job and of all its processes, then a resume: no finished request is sent twice."""
     (tmp_path / "whole").mkdir()
@@ -173,6 +192,7 @@ def test_a_plan_that_does_not_fit_is_refused_instead_of_waiting_for_ever(tmp_pat
     assert result.returncode == 2
     assert "collect with 9 client actors needs 10 CPUs at once, this cluster has 4" in result.stderr
     assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_endpoint_that_is_down_stops_the_job_before_it_writes_rows(tmp_path, run_job_process):
@@ -182,4 +202,4 @@ def test_an_endpoint_that_is_down_stops_the_job_before_it_writes_rows(tmp_path, 
     assert result.returncode == 2
     assert result.stderr.startswith("error: teacher: http://127.0.0.1:9/v1 cannot be reached")
     assert result.stderr.count("\n") == 1
-    assert not list((tmp_path / "out").glob("*.parquet"))
+    assert not (tmp_path / "out").exists()
