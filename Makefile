@@ -9,15 +9,15 @@ BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 ACCELERATOR ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 LOCK := requirements/$(ACCELERATOR).txt
-LOCK_HASH = $(shell sha256sum $(LOCK) | cut -c1-16)
+LOCK_HASH = $(shell $(PYTHON) -c "import hashlib; print(hashlib.sha256(open('$(LOCK)', 'rb').read()).hexdigest()[:16])")
 # Empty once the environment holds exactly this lock file.
-STALE = $(shell test "$$(cat $(VENV)/.lock 2>/dev/null)" = "$(LOCK_HASH)" || echo stale)
+STALE = $(if $(LOCK_HASH),$(shell test "$$(cat $(VENV)/.lock 2>/dev/null)" = "$(LOCK_HASH)" || echo stale),stale)
 
 # A CPU torch wheel that the environment offers is taken first, PyTorch's own CPU index otherwise
 # (docs/decisions/0002-locks.md).
 WHEELS := $(wildcard $(addsuffix /torch-*+cpu*.whl,$(PIP_FIND_LINKS)))
 ifeq ($(ACCELERATOR),cpu)
-TORCH_SOURCE := $(if $(WHEELS),--find-links $(PIP_FIND_LINKS),--extra-index-url https://download.pytorch.org/whl/cpu --index-strategy unsafe-best-match)
+TORCH_SOURCE := $(if $(WHEELS),$(addprefix --find-links ,$(PIP_FIND_LINKS)),--extra-index-url https://download.pytorch.org/whl/cpu --index-strategy unsafe-best-match)
 endif
 
 UNIT = $(BIN)/python -m pytest tests/unit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
@@ -76,6 +77,9 @@ def _ray_level() -> int:
 def _runtime_env() -> dict[str, object]:
     """Workers get our quiet defaults, and the driver's choice of offline mode."""
     names = {*QUIET_DEFAULTS, "HF_HUB_OFFLINE", "JANUS_LOG_LEVEL"}
+    # Ray refuses a variable that `ray job submit --runtime-env-json` has set already.
+    submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    names -= submitted.get("runtime_env", {}).get("env_vars", {}).keys()
     return {"env_vars": {name: os.environ[name] for name in names if name in os.environ}}
 
 

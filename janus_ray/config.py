@@ -14,7 +14,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeGuard, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -28,6 +28,10 @@ class Recipe(BaseModel):
     """Base of every recipe and of every section of one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+# On fields that say how hard and where, not what: a resume may change them, because they cannot change a result.
+OPERATIONAL: dict[str, Any] = {"operational": True}
 
 
 class RayConfig(Recipe):
@@ -77,6 +81,22 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json")
 
 
+def result_relevant(recipe: BaseModel) -> dict[str, Any]:
+    """The resolved recipe without its operational fields: what a resume must share with the run that it continues."""
+    return recipe.model_dump(mode="json", exclude=_operational(type(recipe)))
+
+
+def _operational(recipe_type: type[BaseModel]) -> dict[str, Any]:
+    """Paths of the operational fields, in the form that pydantic's `exclude` takes."""
+    found: dict[str, Any] = {}
+    for name, field in recipe_type.model_fields.items():
+        if field.json_schema_extra == OPERATIONAL:
+            found[name] = True
+        elif _is_model(field.annotation) and (inner := _operational(field.annotation)):
+            found[name] = inner
+    return found
+
+
 def _read_toml(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text())
@@ -84,6 +104,8 @@ def _read_toml(file: Path) -> dict[str, Any]:
         raise ConfigError(f"recipe {file}: no such file") from None
     except IsADirectoryError:
         raise ConfigError(f"recipe {file}: is a folder, expected a TOML file") from None
+    except OSError as error:
+        raise ConfigError(f"recipe {file}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {file}: not valid TOML: {error}") from None
 
@@ -121,7 +143,9 @@ def _one_line(error: ValidationError, recipe_type: type[Recipe], origin: str) ->
     elif first["type"] == "missing":
         problem = "is required"
     else:
-        problem = f"{first['msg'].removeprefix('Value error, ')} (got {first['input']!r})"
+        # These may hold a secret by mistake.
+        secret = path.endswith(("api_key_env", "base_url"))
+        problem = first["msg"].removeprefix("Value error, ") + ("" if secret else f" (got {first['input']!r})")
     more = f" (and {len(rest)} more)" if rest else ""
     return f"{origin}: {path}: {problem}{more}"
 
@@ -157,8 +181,18 @@ def keep_native_logs_off_the_terminal() -> None:
     os.close(log)
 
 
-def _is_model(candidate: object) -> bool:
+def _is_model(candidate: Any) -> TypeGuard[type[BaseModel]]:
     return isinstance(candidate, type) and issubclass(candidate, BaseModel)
+
+
+def _our_error(error: BaseException | None) -> JanusError | None:
+    """The error for a person behind an exception: Ray wraps what crossed a process, sometimes more than once."""
+    while error is not None:
+        inner = getattr(error, "cause", None)
+        if isinstance(error, JanusError) and not isinstance(inner, JanusError):
+            return error
+        error = inner if isinstance(inner, BaseException) else error.__cause__
+    return None
 
 
 def job_arguments(doc: str | None) -> argparse.ArgumentParser:
@@ -194,10 +228,11 @@ def run_job(
             print(json.dumps(resolved(recipe), indent=2))
         else:
             run(recipe, parsed.if_exists)
-    except JanusError as error:
-        # Ray wraps an error that crossed a process and keeps the one we raised as its cause.
-        cause = getattr(error, "cause", None) or error
-        print(f"error: {cause}", file=sys.stderr)
+    except Exception as error:
+        ours = _our_error(error)
+        if ours is None:
+            raise
+        print(f"error: {ours}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; run again with --if-exists resume to continue", file=sys.stderr)

@@ -61,11 +61,13 @@ def api_key(variable: str | None) -> str:
     Returns "none" where the endpoint needs no key, because the OpenAI client insists on a text.
 
     Raises:
-        ConfigError: the variable is named but not set.
+        ConfigError: the variable is named but not set, or cannot be a key.
     """
     if variable is None:
         return "none"
-    value = os.environ.get(variable)
+    value = os.environ.get(variable, "").strip()
     if not value:
         raise ConfigError(f"the endpoint's key is read from the environment variable {variable}, which is not set")
+    if not (value.isascii() and value.isprintable()):
+        raise ConfigError(f"the key in the environment variable {variable} holds characters that no header can carry")
     return value

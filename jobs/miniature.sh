@@ -4,7 +4,7 @@
 # Arguments go to jobs.train: `bash jobs/miniature.sh --set epochs=6` trains half as long.
 set -euo pipefail
 
-recipes=$(realpath --relative-to=. "$(dirname "$0")/recipes")
+recipes=$(dirname "$0")/recipes
 log=runs/miniature/logs
 port=${JANUS_DEMO_PORT:-8000}
 mkdir -p "$log"

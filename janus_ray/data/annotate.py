@@ -98,7 +98,11 @@ class Annotator:
         )
         sets, outcome = await complete_structured(self.client, request, answer_type, self.recipe.max_reasks)
         if sets is None:
-            return [_row(instruction, index, [], "", outcome, [outcome]) for index in range(self.recipe.num_sets)]
+            # One request was paid for, whatever the number of rows it would have made.
+            return [
+                _row(instruction, index, [], "", outcome, [outcome] if index == 0 else [])
+                for index in range(self.recipe.num_sets)
+            ]
         return await asyncio.gather(
             *(
                 self._one_row(instruction, index, person.preferences(), outcome if index == 0 else None)

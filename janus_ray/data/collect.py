@@ -85,7 +85,8 @@ def collect(recipe: CollectRecipe, teacher: Endpoint, if_exists: IfExists) -> di
     """
     instructions, source_counts = read_instructions(recipe.sources)
     folder = OutputFolder(recipe.output_dir, recipe, if_exists)
-    if folder.finished:
+    inputs = {f"source_{index}": source.path for index, source in enumerate(recipe.sources)}
+    if folder.finished_with(inputs):
         manifest = read_manifest(folder.path)
         if not manifest["counts"]["rows_failed"]:
             print(f"{folder.path}: already finished, {manifest['counts']['rows_ok']} rows; 0 requests sent")
@@ -104,7 +105,7 @@ def collect(recipe: CollectRecipe, teacher: Endpoint, if_exists: IfExists) -> di
             f"teacher: {teacher.url}: all {counts['rows_failed']} rows failed, the first with: {reason}"
         )
     manifest = folder.finish(
-        inputs={f"source_{index}": source.path for index, source in enumerate(recipe.sources)},
+        inputs=inputs,
         counts={**source_counts, "instructions": len(instructions), **counts},
     )
     _print_summary(manifest["counts"], folder.path)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from janus_ray.config import RayConfig, Recipe
+from janus_ray.config import OPERATIONAL, RayConfig, Recipe
 from janus_ray.llm.endpoint import Endpoint
 
 
@@ -63,13 +63,13 @@ class CollectRecipe(Recipe):
     """The teacher's decoding parameters."""
     num_sets: int = Field(default=3, ge=1, le=8)
     """Preference sets per instruction (paper: 3)."""
-    max_reasks: int = Field(default=2, ge=0, le=5)
+    max_reasks: int = Field(default=2, ge=0, le=5, json_schema_extra=OPERATIONAL)
     """How often an answer that does not fit the schema is asked for again."""
-    client_actors: int = Field(default=1, ge=1, le=64)
+    client_actors: int = Field(default=1, ge=1, le=64, json_schema_extra=OPERATIONAL)
     """Client processes; the endpoint's max_concurrency is divided among them. One drives about 400 requests/s."""
-    rows_per_file: int = Field(default=10_000, ge=1)
+    rows_per_file: int = Field(default=10_000, ge=1, json_schema_extra=OPERATIONAL)
     """Rows per Parquet file."""
     seed: int = Field(default=0, ge=0)
     """Seed of the requests; another seed asks everything anew."""
-    ray: RayConfig = RayConfig()
+    ray: RayConfig = Field(default=RayConfig(), json_schema_extra=OPERATIONAL)
     """The Ray cluster."""

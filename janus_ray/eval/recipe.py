@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from janus_ray.config import RayConfig, Recipe
+from janus_ray.config import OPERATIONAL, RayConfig, Recipe
 from janus_ray.llm.endpoint import Endpoint
 
 Condition = Literal["own_system", "no_system"]
@@ -83,13 +83,13 @@ class EvaluateRecipe(Recipe):
     """Share of the due rubric scores below which no mean is reported."""
     max_prompts_per_split: int | None = Field(default=None, ge=1)
     """Take at most this many prompts of each split, in the bench's order."""
-    client_actors: int = Field(default=2, ge=1, le=64)
+    client_actors: int = Field(default=2, ge=1, le=64, json_schema_extra=OPERATIONAL)
     """Client processes; each endpoint's max_concurrency is divided among them."""
     samples_in_report: int = Field(default=12, ge=0)
     """Prompts whose responses the report shows in full."""
     seed: int = Field(default=0, ge=0)
     """Seed of the generations."""
-    ray: RayConfig = RayConfig()
+    ray: RayConfig = Field(default=RayConfig(), json_schema_extra=OPERATIONAL)
     """The Ray cluster."""
 
     @model_validator(mode="after")

@@ -36,7 +36,8 @@ def evaluate(recipe: EvaluateRecipe, judge: Endpoint, if_exists: IfExists) -> di
     """
     items = load_bench(recipe.bench, recipe.max_prompts_per_split)
     folder = OutputFolder(recipe.output_dir, recipe, if_exists)
-    if folder.finished and not _has_failures(read_manifest(folder.path)):
+    inputs = {"bench": recipe.bench}
+    if folder.finished_with(inputs) and not _has_failures(read_manifest(folder.path)):
         print(f"{folder.path}: already finished; 0 requests sent")
         results = read_json(folder.path / RESULTS_FILE)
         print_summary(results, folder.path)
@@ -57,7 +58,7 @@ def evaluate(recipe: EvaluateRecipe, judge: Endpoint, if_exists: IfExists) -> di
     write_json(folder.path / RESULTS_FILE, results)
     write_report(folder.path / REPORT_FILE, results, items, generations, judgments, recipe.samples_in_report)
     folder.finish(
-        inputs={"bench": recipe.bench},
+        inputs=inputs,
         counts={"items": len(items), "generations": len(generations), "judgments": len(judgments)},
         status_counts=results["status_counts"],
     )

@@ -3,6 +3,7 @@
 The OpenAI SDK sends the requests with its own retries off, because they would hide 429s from the gate. What is
 retried, and how:
 
+    out of credit          never
     429                    waits as Retry-After says (all requests of this client wait); costs no attempt
     5xx, timeout,          up to `max_attempts`, exponential backoff with full jitter
     connection, garbage
@@ -31,6 +32,12 @@ from janus_ray.llm.request import Completion, ErrorKind, LLMRequest, Usage
 
 _BACKOFF_BASE_S = 0.5
 _BACKOFF_CAP_S = 30.0
+# What 429 and 402 also mean: no money left. Waiting does not help.
+_QUOTA_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
+# An endpoint counts as down after this many failures in a row that span `give_up_after_s`; then one request tries
+# again every few seconds.
+_FAILURES_IN_A_ROW = 8
+_PROBE_EVERY_S = 5.0
 _RETRIED: frozenset[ErrorKind] = frozenset({"server", "timeout", "connection"})
 
 
@@ -59,7 +66,9 @@ class ChatClient:
         )
         self._gate = asyncio.Semaphore(max_concurrency or endpoint.max_concurrency)
         self._paused_until = 0.0
-        self._failing_since: float | None = None
+        self._failing_since = 0.0
+        self._failures = 0
+        self._next_probe = 0.0
 
     async def complete(self, request: LLMRequest) -> Completion:
         """The outcome of a request: from the ledger when it is known, otherwise from the endpoint."""
@@ -120,7 +129,7 @@ class ChatClient:
                     self._endpoint.timeout_s,
                 )
             except openai.APIStatusError as error:
-                kind = _kind_of_status(error.status_code)
+                kind = _kind_of_status(error)
                 # An endpoint that answers, even with a refusal, is not down; one that answers 5xx may be.
                 self._note_success() if kind != "server" else self._note_failure()
                 return Completion.failure(kind, _message(error), 0), _retry_after_s(error)
@@ -153,15 +162,22 @@ class ChatClient:
         return {"model": self._endpoint.model, "messages": list(request.messages), **parameters}
 
     def _note_success(self) -> None:
-        self._failing_since = None
+        self._failures = 0
 
     def _note_failure(self) -> None:
-        if self._failing_since is None:
+        if self._failures == 0:
             self._failing_since = time.monotonic()
+        self._failures += 1
 
     def _considered_down(self) -> bool:
-        since = self._failing_since
-        return since is not None and time.monotonic() - since > self._endpoint.give_up_after_s
+        """Whether to fail a request unasked; one request in every few seconds is let through to find out."""
+        now = time.monotonic()
+        if self._failures < _FAILURES_IN_A_ROW or now - self._failing_since <= self._endpoint.give_up_after_s:
+            return False
+        if now >= self._next_probe:
+            self._next_probe = now + _PROBE_EVERY_S
+            return False
+        return True
 
 
 def check_endpoint(endpoint: Endpoint, role: str) -> None:
@@ -200,9 +216,9 @@ def _outcome(answer: ChatCompletion | Any, *, keep_truncated: bool) -> Completio
     """Reads a completion; anything malformed is a server error."""
     try:
         choice = answer.choices[0]
-        text, refusal = choice.message.content or "", choice.message.refusal
-        usage = Usage(answer.usage.prompt_tokens, answer.usage.completion_tokens) if answer.usage else Usage()
-    except (AttributeError, IndexError, KeyError, TypeError):
+        text, refusal = _text_of(choice.message.content), choice.message.refusal
+        usage = Usage(*(int(getattr(answer.usage, name, 0) or 0) for name in ("prompt_tokens", "completion_tokens")))
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         # The SDK builds its objects without validation, whatever came over the wire.
         return Completion.failure("server", f"the answer is not a chat completion: {str(answer)[:120]!r}", 0)
     if refusal:
@@ -225,7 +241,17 @@ def _is_timeout(error: BaseException | None) -> bool:
     return False
 
 
-def _kind_of_status(status: int) -> ErrorKind:
+def _text_of(content: Any) -> str:
+    """The text of a message; some servers send a list of parts."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "".join(part["text"] for part in content if part.get("type") == "text")
+
+
+def _kind_of_status(error: openai.APIStatusError) -> ErrorKind:
+    status = error.status_code
+    if status == 402 or error.code in _QUOTA_CODES or error.type in _QUOTA_CODES:
+        return "quota"
     if status == 429:
         return "rate_limit"
     if status in (401, 403):

@@ -14,8 +14,8 @@ from janus_ray.records import Status, canonical_json
 # server      5xx, or an answer that is not a chat completion
 # bad_request other 4xx                      never retried: the same request gets the same refusal
 ErrorKind = Literal[
-    "rate_limit", "server", "timeout", "connection", "bad_request", "auth", "content_filter", "refusal", "truncated",
-    "empty", "schema_invalid", "endpoint_down",
+    "rate_limit", "server", "timeout", "connection", "bad_request", "auth", "quota", "content_filter", "refusal",
+    "truncated", "empty", "schema_invalid", "endpoint_down",
 ]  # fmt: skip
 
 

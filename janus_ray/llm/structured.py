@@ -33,7 +33,9 @@ async def complete_structured(
     """
     request = replace(request, json_schema=_schema(answer_type))
     total = Completion("error")
-    for _ in range(max_reasks + 1):
+    asks = 0
+    problem = ""
+    while asks <= max_reasks:
         completion = await client.complete(request)
         total = replace(
             completion,
@@ -43,6 +45,8 @@ async def complete_structured(
         )
         if completion.status != "ok":
             return None, total
+        # An answer from the ledger is not an ask: a rerun goes on where the last one gave up.
+        asks += completion.sent > 0
         try:
             return answer_type.model_validate_json(completion.text), total
         except ValidationError as error:

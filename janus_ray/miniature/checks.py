@@ -32,6 +32,8 @@ def evidence(dimension: str, name: str, request: str, response: str) -> Evidence
     """
     if name in _CLAIMED_COUNT:
         return _count_evidence(name, request, response)
+    # What the topic's own advice happens to say ("rest every third day") is no evidence of a person's value.
+    response = _without_tips(request, response)
     if name in _LAYOUT_LINE:
         return _layout_evidence(name, response)
     if name == "dialogue":
@@ -72,7 +74,7 @@ def _grade(found: int, wanted: int) -> Evidence:
 def _count_evidence(name: str, request: str, response: str) -> Evidence:
     """A number of tips must be announced and kept."""
     count, claim = _CLAIMED_COUNT[name]
-    if not re.search(claim, response, flags=re.IGNORECASE):
+    if not re.search(claim, _without_tips(request, response), flags=re.IGNORECASE):
         return "none"
     topic = _known_topic(request)
     given = _tips_present(topic, response) if topic else 1 + len(re.findall(r", then |\n", response.strip()))
@@ -94,6 +96,14 @@ def _known_topic(request: str) -> Topic | None:
 
 def _tips_present(topic: Topic, response: str) -> int:
     return sum(tip.lower() in response.lower() for tip in topic.tips)
+
+
+def _without_tips(request: str, response: str) -> str:
+    """The response with each of the topic's tips replaced by a word that stands for nothing."""
+    topic = _known_topic(request)
+    for tip in topic.tips if topic else ():
+        response = re.sub(re.escape(tip), "tip", response, flags=re.IGNORECASE)
+    return response
 
 
 @cache

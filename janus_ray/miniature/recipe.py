@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from janus_ray.config import Recipe
 
@@ -37,6 +39,14 @@ class BaseModelRecipe(Recipe):
     """Longest sequence, in tokens."""
     seed: int = 0
     """Seed of the weights."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.hidden_size % (2 * self.num_heads):
+            raise ValueError(f"hidden_size {self.hidden_size} is no even multiple of num_heads {self.num_heads}")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads {self.num_heads} is no multiple of num_kv_heads {self.num_kv_heads}")
+        return self
 
 
 class BenchRecipe(Recipe):

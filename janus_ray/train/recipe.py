@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from janus_ray.config import RayConfig, Recipe
+from janus_ray.config import OPERATIONAL, RayConfig, Recipe
 
 
 class TrainRecipe(Recipe):
@@ -24,7 +24,7 @@ class TrainRecipe(Recipe):
     """Tokens in a bin. A longer document is left out and counted, never cut (paper: 8192)."""
     bins_per_step: int = Field(default=32, ge=1)
     """Bins in the global batch, over all workers (paper: 4 GPUs x micro-batch 2 x 4 accumulation steps = 32)."""
-    bins_per_micro_batch: int = Field(default=2, ge=1)
+    bins_per_micro_batch: int = Field(default=2, ge=1, json_schema_extra=OPERATIONAL)
     """Bins that one worker processes at once (paper: 2)."""
     epochs: int = Field(default=4, ge=1)
     """Passes over the data (paper: 4)."""
@@ -45,28 +45,28 @@ class TrainRecipe(Recipe):
     precision: Literal["bf16", "fp32"] = "bf16"
     """Type of parameters and activations in the forward pass; master weights, gradients' reduction and optimizer state
     are FP32 in both."""
-    activation_checkpointing: bool = True
+    activation_checkpointing: bool = Field(default=True, json_schema_extra=OPERATIONAL)
     """Recompute each block's activations in the backward pass: less memory, about a third more time."""
-    reshard_after_forward: bool = True
+    reshard_after_forward: bool = Field(default=True, json_schema_extra=OPERATIONAL)
     """Free a block's gathered parameters between forward and backward: less memory, one more all-gather."""
 
-    num_workers: int = Field(default=2, ge=1)
+    num_workers: int = Field(default=2, ge=1, json_schema_extra=OPERATIONAL)
     """Training processes; the loss does not depend on their number."""
-    use_gpu: bool = False
+    use_gpu: bool = Field(default=False, json_schema_extra=OPERATIONAL)
     """One GPU per worker with NCCL; otherwise CPUs with gloo."""
-    threads_per_worker: int = Field(default=1, ge=1)
+    threads_per_worker: int = Field(default=1, ge=1, json_schema_extra=OPERATIONAL)
     """Threads of a CPU worker's arithmetic."""
-    max_failures: int = Field(default=2, ge=0)
+    max_failures: int = Field(default=2, ge=0, json_schema_extra=OPERATIONAL)
     """How often the workers are started again from the last checkpoint after one of them died."""
-    checkpoint_every_steps: int = Field(default=200, ge=1)
+    checkpoint_every_steps: int = Field(default=200, ge=1, json_schema_extra=OPERATIONAL)
     """Optimizer steps between sharded checkpoints; the last step always has one."""
-    keep_checkpoints: int = Field(default=2, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1, json_schema_extra=OPERATIONAL)
     """Checkpoints kept on disk, the newest."""
-    log_every_steps: int = Field(default=10, ge=1)
+    log_every_steps: int = Field(default=10, ge=1, json_schema_extra=OPERATIONAL)
     """Optimizer steps between lines of metrics."""
     export_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of the exported model's weights."""
     seed: int = Field(default=0, ge=0)
     """Seed of the order of the data."""
-    ray: RayConfig = RayConfig()
+    ray: RayConfig = Field(default=RayConfig(), json_schema_extra=OPERATIONAL)
     """The Ray cluster."""

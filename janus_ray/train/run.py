@@ -13,7 +13,7 @@ from typing import Any
 
 from janus_ray.cluster import ray_cluster
 from janus_ray.config import IfExists, resolved
-from janus_ray.errors import JanusError
+from janus_ray.errors import ConfigError, JanusError
 from janus_ray.store import OutputFolder, read_json, read_jsonl, read_manifest
 from janus_ray.train.loop import METRICS_FILE, train_worker
 from janus_ray.train.model import load_config
@@ -36,6 +36,12 @@ def train(recipe: TrainRecipe, if_exists: IfExists) -> dict[str, Any]:
     load_config(recipe)
     load_tokenizer(recipe.base_model)
     folder = OutputFolder(recipe.output_dir, recipe, if_exists)
+    inputs = {"collection": recipe.collection, "base_model": recipe.base_model}
+    if folder.finished and not folder.finished_with(inputs):
+        raise ConfigError(
+            f"output folder {folder.path} was trained from other data or another base model; "
+            "choose another folder or --if-exists overwrite"
+        )
     if folder.finished:
         print(f"{folder.path}: already finished")
         return read_manifest(folder.path)
@@ -53,7 +59,7 @@ def train(recipe: TrainRecipe, if_exists: IfExists) -> dict[str, Any]:
         with _followed(folder.path / METRICS_FILE):
             _fit(recipe, folder.path, counts["template_sha256"])
     last = read_jsonl(folder.path / METRICS_FILE)[-1]
-    return _finish(folder, recipe, counts, last)
+    return _finish(folder, inputs, counts, last)
 
 
 def _prepared(recipe: TrainRecipe, folder: Path) -> dict[str, Any]:
@@ -100,9 +106,11 @@ def _absolute(base_model: str) -> str:
     return str(Path(base_model).absolute()) if Path(base_model).is_dir() else base_model
 
 
-def _finish(folder: OutputFolder, recipe: TrainRecipe, counts: dict[str, Any], last: dict[str, Any]) -> dict[str, Any]:
+def _finish(
+    folder: OutputFolder, inputs: dict[str, str], counts: dict[str, Any], last: dict[str, Any]
+) -> dict[str, Any]:
     manifest = folder.finish(
-        inputs={"collection": recipe.collection, "base_model": recipe.base_model},
+        inputs=inputs,
         counts={**counts, "steps": last["step"], "final_loss": last["loss"]},
         template_sha256=counts["template_sha256"],
     )

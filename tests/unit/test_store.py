@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from pydantic import Field
 
-from janus_ray.config import Recipe
+from janus_ray.config import OPERATIONAL, Recipe
 from janus_ray.errors import ConfigError, DataError
 from janus_ray.store import (
     OutputFolder,
@@ -17,6 +21,8 @@ from janus_ray.store import (
     write_jsonl,
     write_parquet,
 )
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 class Plan(Recipe):
@@ -69,6 +75,50 @@ def test_a_finished_folder_counts_as_unfinished_once_work_on_it_begins(tmp_path)
     assert not OutputFolder(tmp_path / "out", Plan(), "overwrite").finished
     again.begin()
     assert not again.finished
+
+
+@pytest.mark.parametrize("if_exists", ["resume", "overwrite"])
+def test_only_one_run_writes_into_a_folder(tmp_path, if_exists):
+    code = (
+        "import sys, time; from janus_ray.store import OutputFolder; from tests.unit.test_store import Plan; "
+        f"OutputFolder({str(tmp_path / 'out')!r}, Plan(), 'fail').begin(); print('begun', flush=True); sys.stdin.read()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, text=True, **pipes) as other:
+        assert other.stdout.readline() == "begun\n"
+        with pytest.raises(ConfigError, match="another run is writing there"):
+            OutputFolder(tmp_path / "out", Plan(), if_exists).begin()
+        other.kill()
+    OutputFolder(tmp_path / "out", Plan(), if_exists).begin()
+
+
+class Worker(Recipe):
+    actors: int = Field(default=1, json_schema_extra=OPERATIONAL)
+    """Processes."""
+    model: str = "a"
+    """The model."""
+
+
+class Job(Recipe):
+    worker: Worker = Worker()
+    """Who works."""
+
+
+def test_a_resume_may_change_how_the_work_is_done_but_not_what(tmp_path):
+    OutputFolder(tmp_path / "out", Job(), "fail").begin()
+    OutputFolder(tmp_path / "out", Job(worker=Worker(actors=4)), "resume").begin()
+    with pytest.raises(ConfigError, match="differs in: worker"):
+        OutputFolder(tmp_path / "out", Job(worker=Worker(model="b")), "resume")
+
+
+def test_a_finished_folder_belongs_to_its_inputs_as_they_were(tmp_path):
+    (tmp_path / "in.txt").write_text("1")
+    folder = OutputFolder(tmp_path / "out", Plan(), "fail")
+    folder.begin()
+    folder.finish(inputs={"text": tmp_path / "in.txt"}, counts={})
+    assert folder.finished_with({"text": tmp_path / "in.txt"})
+    (tmp_path / "in.txt").write_text("2")
+    assert not folder.finished_with({"text": tmp_path / "in.txt"})
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):

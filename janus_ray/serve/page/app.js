@@ -130,7 +130,8 @@ function addTurn(side, kind, text) {
 
 async function ask(side, prompt) {
   const preferences = preferencesOf(side);
-  const messages = [...side.history, { role: "user", content: prompt }];
+  const history = side.history;
+  const messages = [...history, { role: "user", content: prompt }];
   addTurn(side, "user", prompt);
   const turn = addTurn(side, "assistant waiting", "");
   const body = { model: byId("model").value, messages, stream: true, temperature: 0.7 };
@@ -158,7 +159,10 @@ async function ask(side, prompt) {
   } finally {
     side.abort = null;
     turn.className = "turn assistant";
-    if (turn.textContent) {
+    if (side.history !== history) {
+      // "New chat" came in between: this answer belongs to a conversation that is gone.
+      turn.remove();
+    } else if (turn.textContent) {
       side.history = [...messages, { role: "assistant", content: turn.textContent }];
       addFacts(side, turn, firstMs, performance.now() - began, usage);
     } else {

@@ -6,6 +6,8 @@ import time
 
 import pytest
 
+from janus_ray.config import validate
+from janus_ray.env import api_key
 from janus_ray.errors import ConfigError
 from janus_ray.llm import client as client_module
 from janus_ray.llm.client import ChatClient, check_endpoint
@@ -129,14 +131,73 @@ async def test_endless_429s_end_as_a_failed_outcome():
 
 
 async def test_a_dead_endpoint_fails_the_rest_at_once():
-    endpoint = Endpoint(base_url="http://127.0.0.1:9/v1", model="m", max_attempts=2, give_up_after_s=0.05)
+    endpoint = Endpoint(base_url="http://127.0.0.1:9/v1", model="m", max_attempts=1, give_up_after_s=0.05)
     client = ChatClient(endpoint)
     first = await client.complete(ask("a"))
     await asyncio.sleep(0.1)
-    second = await client.complete(ask("b"))
+    # One failure and idle time do not make an endpoint count as down.
+    more = [await client.complete(ask(str(n))) for n in range(8)]
+    rest = [await client.complete(ask(f"rest {n}")) for n in range(3)]
     await client.close()
-    assert first.error_kind in ("connection", "endpoint_down")
-    assert (second.error_kind, second.sent) == ("endpoint_down", 0)
+    assert {outcome.error_kind for outcome in (first, *more[:7])} == {"connection"}
+    # One request in every few seconds finds out whether it is back.
+    assert [outcome.error_kind for outcome in (more[7], *rest)] == ["connection", *["endpoint_down"] * 3]
+    assert [outcome.sent for outcome in rest] == [0, 0, 0]
+
+
+async def test_an_endpoint_that_comes_back_is_asked_again(monkeypatch):
+    monkeypatch.setattr("janus_ray.llm.client._PROBE_EVERY_S", 0.05)
+    with loopback(lambda n, body: Reply("", 500) if n < 10 else chat_reply("back")) as server:
+        client = ChatClient(Endpoint(base_url=server.url, model="m", max_attempts=1, give_up_after_s=0.01))
+        outcomes = []
+        while not outcomes or outcomes[-1].status == "error":
+            outcomes.append(await client.complete(ask(str(len(outcomes)))))
+            await asyncio.sleep(0.01)
+        await client.close()
+    assert "endpoint_down" in {outcome.error_kind for outcome in outcomes}
+    assert outcomes[-1].text == "back"
+
+
+async def test_an_empty_account_is_not_waited_for():
+    body = {"error": {"message": "You exceeded your current quota", "code": "insufficient_quota"}}
+    with loopback(lambda n, _: Reply(body, 429)) as server:
+        outcome = await complete(server, ask("a"))
+    assert (outcome.error_kind, outcome.sent) == ("quota", 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"usage": {"prompt_tokens": 3}}, "fine"),
+        ({"usage": {"prompt_tokens": None, "completion_tokens": None}}, "fine"),
+        ({"usage": None}, "fine"),
+        ({"choices": [{"message": {"content": [{"type": "text", "text": "parts"}]}}]}, "parts"),
+    ],
+)
+async def test_odd_but_good_answers_are_taken(changes, text):
+    with loopback(lambda n, body: chat_reply("fine", **changes)) as server:
+        outcome = await complete(server, ask("a"))
+    assert (outcome.status, outcome.text, outcome.sent) == ("ok", text, 1)
+
+
+def test_secrets_stay_out_of_recipes_and_messages(monkeypatch):
+    for field, value in (("base_url", "https://me:hunter2@host/v1"), ("api_key_env", "sk-hunter2")):
+        values = {"base_url": "http://h/v1", "model": "m", field: value}
+        with pytest.raises(ConfigError) as refused:
+            validate(Endpoint, values, "recipe")
+        assert "hunter2" not in str(refused.value)
+    monkeypatch.setenv("SOME_KEY", " sk-fine\r\n")
+    assert api_key("SOME_KEY") == "sk-fine"
+    monkeypatch.setenv("SOME_KEY", "sk-hünter2")
+    with pytest.raises(ConfigError, match="SOME_KEY holds characters") as refused:
+        api_key("SOME_KEY")
+    assert "hünter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", ["http://localhost:port/v1", "http:///v1", "http://h/v1?key=1"])
+def test_an_address_that_cannot_be_one_is_refused(url):
+    with pytest.raises(ConfigError, match="is not a URL"):
+        validate(Endpoint, {"base_url": url, "model": "m"}, "recipe")
 
 
 async def test_never_more_in_flight_than_allowed_and_no_less_when_there_is_work():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import random
 
 import pytest
 from hypothesis import given, settings
@@ -65,14 +66,23 @@ def test_the_checker_finds_every_value_in_the_gold_response(combination, topic, 
         assert checks.score(value.dimension, value.name, request, response) == 5, (value.name, response)
 
 
-@settings(max_examples=200, deadline=None)
-@given(combinations, combinations, some_topics)
-def test_the_checker_does_not_find_another_persons_values(ours, theirs, topic):
-    request = topic.requests[0].format(topic.name)
-    response = gold.compose(request, {value.dimension: value for value in ours})
-    for mine, other in zip(ours, theirs, strict=True):
-        if mine != other:
-            assert checks.score(other.dimension, other.name, request, response) <= 3, (other.name, response)
+def test_the_checker_does_not_find_another_persons_values():
+    """A foreign value is never found in full, and rarely in part: all topics, all values, several combinations each."""
+    generator = random.Random(0)
+    found = {"none": 0, "partial": 0, "full": 0}
+    for topic in topics().values():
+        request = topic.requests[0].format(topic.name)
+        for index in range(60):
+            ours = [generator.choice(group) for group in values().values()]
+            # Each value of each dimension comes up at least four times per topic.
+            ours[index % 4] = values()[DIMENSIONS[index % 4]][index // 4 % len(values()[DIMENSIONS[index % 4]])]
+            response = gold.compose(request, {value.dimension: value for value in ours})
+            for other in all_values:
+                if other not in ours:
+                    shown = checks.evidence(other.dimension, other.name, request, response)
+                    found[shown] += 1
+                    assert shown != "full", (other.name, response)
+    assert found["partial"] < 0.06 * sum(found.values()), found
 
 
 @pytest.mark.parametrize(
