@@ -42,6 +42,7 @@ def recipe_for(folder: Path, policy: str, judge: str, **changes) -> EvaluateReci
             "bench": str(folder / "bench.jsonl"),
             "output_dir": str(folder / "out"),
             "main_model": "m",
+            "client_actors": 1,
             "models": [{"name": "m", "model": "m"}],
             "policy": {"base_url": policy, "max_concurrency": 8, "max_attempts": 2},
             "judge": {"base_url": judge, "model": "m", "max_concurrency": 8, "max_attempts": 2},

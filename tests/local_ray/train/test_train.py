@@ -146,7 +146,7 @@ def test_a_killed_worker_resumes_from_the_checkpoint(uninterrupted, recipe_for, 
 
 def test_a_run_that_gave_up_is_resumed_by_its_recipe(recipe_for, tmp_path):
     """An export that fails ends the run; the resume trains no step again and finishes the folder."""
-    recipe = recipe_for(tmp_path / "out", max_failures=0, epochs=2)
+    recipe = recipe_for(tmp_path / "out", max_failures=0, epochs=2, num_workers=1)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "recipe.json").write_text(recipe.model_dump_json())
     # A file where the model's folder must be written.
