@@ -104,7 +104,9 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
 def encode_example(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], response: str) -> EncodedExample:
     """Token ids and loss mask of a training example: prompt, response, EOS; loss on the response and EOS only."""
     prompt_ids = encode_prompt(tokenizer, messages)
-    response_ids = [*tokenizer(response, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    # A response that speaks of "</s>" must not end there.
+    encoded = tokenizer(response, add_special_tokens=False, split_special_tokens=True)
+    response_ids = [*encoded["input_ids"], tokenizer.eos_token_id]
     mask = [False] * len(prompt_ids) + [True] * len(response_ids)
     return EncodedExample(prompt_ids + response_ids, mask)
 

@@ -42,6 +42,7 @@ def grade(
         (generation, item, index)
         for generation in generations
         for item in grouped[generation["prompt_id"]]
+        if recipe.judge_siblings or generation["written_for"] in (None, item.item_id)
         for index in range(len(item.rubrics))
     ]
     askable = [number for number, (generation, _, _) in enumerate(due) if generation["status"] in JUDGED_STATUSES]
@@ -83,6 +84,8 @@ def _request(recipe: EvaluateRecipe, generation: dict[str, Any], item: BenchItem
         sampling=Sampling(temperature=recipe.judging.temperature, max_tokens=recipe.judging.max_tokens),
         prompt_sha256=prompt_sha256("judge_absolute"),
         seed=recipe.seed,
+        # A long-winded judge has often said its score; if not, it is asked for it.
+        keep_truncated=True,
     )
 
 

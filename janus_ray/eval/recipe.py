@@ -79,6 +79,9 @@ class EvaluateRecipe(Recipe):
     """Decoding of the evaluated models."""
     judging: JudgeSampling = JudgeSampling()
     """Decoding of the judge."""
+    judge_siblings: bool = True
+    """Judge each response under the rubrics of everyone who asked its prompt: the sibling control, the matrix and the
+    steering gain need it. Without it a response costs as many judge calls as its person has rubrics."""
     coverage_threshold: float = Field(default=0.98, ge=0, le=1)
     """Share of the due rubric scores below which no mean is reported."""
     max_prompts_per_split: int | None = Field(default=None, ge=1)

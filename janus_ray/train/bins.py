@@ -20,7 +20,8 @@ from janus_ray.train.prepare import ROW_GROUP_BINS
 if TYPE_CHECKING:
     import torch
 
-_CACHED_ROW_GROUPS = 256
+# The plan jumps about: a cache helps only where the whole file fits, as in small runs.
+_CACHED_ROW_GROUPS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +60,9 @@ class PackedBins:
         """[bins] number of supervised tokens of each bin."""
         return self._file.read(["num_supervised"])["num_supervised"].to_numpy()
 
-    def tokens(self) -> np.ndarray:
-        """[bins] number of tokens of each bin."""
-        lengths = self._file.read(["document_lengths"])["document_lengths"]
-        return np.array([sum(documents) for documents in lengths.to_pylist()])
+    def document_lengths(self) -> list[np.ndarray]:
+        """For each bin the lengths of its documents, in tokens."""
+        return [np.array(lengths) for lengths in self._file.read(["document_lengths"])["document_lengths"].to_pylist()]
 
     def _read_group(self, group: int) -> list[dict[str, Any]]:
         return self._file.read_row_group(group).to_pylist()

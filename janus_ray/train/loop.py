@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from janus_ray.train.bins import MicroBatch, PackedBins, micro_batch
 from janus_ray.train.model import build_sharded, export, load_checkpoint, save_checkpoint
 from janus_ray.train.packing import Plan, make_plan, share_of
@@ -50,7 +52,13 @@ def train_worker(config: dict[str, Any]) -> None:
     plan = make_plan(len(bins), recipe.bins_per_step, recipe.epochs, recipe.max_steps, recipe.seed)
     model = build_sharded(recipe, init_device_mesh(device.type, (world_size,)), device)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay, foreach=True
+        model.parameters(),
+        lr=recipe.learning_rate,
+        betas=recipe.betas,
+        weight_decay=recipe.weight_decay,
+        # On a GPU the fused kernel, which needs no second copy of the parameters while it steps.
+        fused=recipe.use_gpu,
+        foreach=not recipe.use_gpu,
     )
     progress: dict[str, Any] = {"step": 0, "plan_sha256": plan.sha256, "template_sha256": config["template_sha256"]}
     checkpoint = ray.train.get_checkpoint()
@@ -147,8 +155,9 @@ class StepLog:
         import torch
 
         self._path = folder / METRICS_FILE
-        self._recipe, self._plan, self._bins = recipe, plan, bins
-        self._tokens_per_bin = bins.tokens()
+        self._recipe, self._plan = recipe, plan
+        self._lengths_per_bin = bins.document_lengths()
+        self._tokens_per_bin = np.array([lengths.sum() for lengths in self._lengths_per_bin])
         self._supervised_per_bin = bins.supervised_tokens()
         self._shape = (
             sum(parameter.numel() for parameter in model.parameters()),
@@ -192,5 +201,5 @@ class StepLog:
     def _mfu(self, recent: Sequence[int], seconds: float) -> float | None:
         if self._peak_flops is None:
             return None
-        lengths = [length for index in recent for length in self._bins[index]["document_lengths"]]
-        return training_flops(lengths, *self._shape) / seconds / (self._peak_flops * self._recipe.num_workers)
+        lengths = np.concatenate([self._lengths_per_bin[index] for index in recent])
+        return training_flops(lengths.tolist(), *self._shape) / seconds / (self._peak_flops * self._recipe.num_workers)

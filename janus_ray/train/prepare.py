@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from janus_ray.chat import conversation, encode_example, install_template
@@ -32,6 +33,7 @@ PACKED = pa.schema(
 ROW_GROUP_BINS = 16
 
 _ENCODED = pa.schema([("input_ids", pa.list_(pa.int32())), ("loss_mask", pa.list_(pa.uint8()))])
+_ROWS_PER_BLOCK = 1024
 _COLUMNS = ["system", "prompt", "output"]
 
 
@@ -133,7 +135,8 @@ def _encode(rows: pa.Table, recipe: TrainRecipe) -> pa.Table:
 
     quiet_ray_data()
     ray.data.DataContext.get_current().execution_options.preserve_order = True
-    encoded = ray.data.from_arrow(rows).map_batches(
+    blocks = max(1, len(rows) // _ROWS_PER_BLOCK)
+    encoded = ray.data.from_arrow(rows, override_num_blocks=blocks).map_batches(
         _EncodeRows,
         fn_constructor_args=(recipe.base_model,),
         batch_format="pyarrow",
@@ -181,4 +184,4 @@ def _mask(kept: Iterable[bool]) -> pa.Array:
 
 
 def _lengths(documents: pa.Table) -> list[int]:
-    return [len(ids) for ids in documents["input_ids"].to_pylist()]
+    return pc.call_function("list_value_length", [documents["input_ids"]]).to_pylist()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from janus_ray.config import OPERATIONAL, RayConfig, Recipe
 
@@ -70,3 +70,9 @@ class TrainRecipe(Recipe):
     """Seed of the order of the data."""
     ray: RayConfig = Field(default=RayConfig(), json_schema_extra=OPERATIONAL)
     """The Ray cluster."""
+
+    @model_validator(mode="after")
+    def _the_gpu_kernel_takes_bf16(self) -> Self:
+        if self.use_gpu and self.precision == "fp32":
+            raise ValueError('precision: attention on a GPU takes "bf16"; "fp32" is for CPUs')
+        return self

@@ -14,7 +14,7 @@ from typing import Any
 from janus_ray.cluster import ray_cluster
 from janus_ray.config import IfExists, resolved
 from janus_ray.errors import ConfigError, JanusError
-from janus_ray.store import OutputFolder, read_json, read_jsonl, read_manifest
+from janus_ray.store import OutputFolder, fingerprint, read_json, read_jsonl, read_manifest, write_json
 from janus_ray.train.loop import METRICS_FILE, train_worker
 from janus_ray.train.model import load_config
 from janus_ray.train.prepare import load_tokenizer, prepare, usable_rows
@@ -32,16 +32,15 @@ def train(recipe: TrainRecipe, if_exists: IfExists) -> dict[str, Any]:
         ConfigError, DataError, CheckpointError: the data, the base model, the folder or the cluster is not as it must
             be; found before any worker starts where possible.
     """
+    # By its absolute path, because Ray's processes run in folders of their own; a hub id as it is.
+    local = recipe.model_copy(update={"base_model": _absolute(recipe.base_model)})
     usable_rows(recipe.collection)
     load_config(recipe)
     load_tokenizer(recipe.base_model)
     folder = OutputFolder(recipe.output_dir, recipe, if_exists)
     inputs = {"collection": recipe.collection, "base_model": recipe.base_model}
     if folder.finished and not folder.finished_with(inputs):
-        raise ConfigError(
-            f"output folder {folder.path} was trained from other data or another base model; "
-            "choose another folder or --if-exists overwrite"
-        )
+        raise _made_from_other_inputs(folder.path)
     if folder.finished:
         print(f"{folder.path}: already finished")
         return read_manifest(folder.path)
@@ -49,7 +48,7 @@ def train(recipe: TrainRecipe, if_exists: IfExists) -> dict[str, Any]:
     purpose = f"train with {recipe.num_workers} workers"
     with ray_cluster(recipe.ray, recipe.num_workers + 1, purpose, needed_gpus=gpus):
         folder.begin()
-        counts = _prepared(recipe, folder.path)
+        counts = _prepared(local, folder, inputs)
         print(
             f"train: {counts['rows']} rows, {counts['tokens']} tokens ({counts['supervised_tokens']} with loss) in "
             f"{counts['bins']} bins, {100 * counts['padding_share']:.1f} % padding, "
@@ -57,15 +56,33 @@ def train(recipe: TrainRecipe, if_exists: IfExists) -> dict[str, Any]:
             flush=True,
         )
         with _followed(folder.path / METRICS_FILE):
-            _fit(recipe, folder.path, counts["template_sha256"])
+            _fit(local, folder.path, counts["template_sha256"])
     last = read_jsonl(folder.path / METRICS_FILE)[-1]
     return _finish(folder, inputs, counts, last)
 
 
-def _prepared(recipe: TrainRecipe, folder: Path) -> dict[str, Any]:
-    """The packed data's counts; packed once, also when the run is resumed."""
-    counts = folder / "packed" / "counts.json"
-    return read_json(counts) if counts.is_file() else prepare(recipe, folder)
+def _prepared(recipe: TrainRecipe, folder: OutputFolder, inputs: dict[str, str]) -> dict[str, Any]:
+    """The packed data's counts; packed once, also when the run is resumed.
+
+    Raises:
+        ConfigError: the run to resume was packed from data, or started from a base model, that has changed since.
+    """
+    file = folder.path / "packed" / "inputs.json"
+    now = {name: fingerprint(path) for name, path in inputs.items()}
+    if file.is_file():
+        if read_json(file) != now:
+            raise _made_from_other_inputs(folder.path)
+        return read_json(folder.path / "packed" / "counts.json")
+    counts = prepare(recipe, folder.path)
+    write_json(file, now)
+    return counts
+
+
+def _made_from_other_inputs(folder: Path) -> ConfigError:
+    return ConfigError(
+        f"output folder {folder} belongs to other data or another base model than there are now; "
+        "choose another folder or --if-exists overwrite"
+    )
 
 
 def _fit(recipe: TrainRecipe, folder: Path, template_sha256: str) -> None:
@@ -77,7 +94,7 @@ def _fit(recipe: TrainRecipe, folder: Path, template_sha256: str) -> None:
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={
-            "recipe": {**resolved(recipe), "base_model": _absolute(recipe.base_model)},
+            "recipe": resolved(recipe),
             "folder": str(folder.absolute()),
             "template_sha256": template_sha256,
         },
@@ -102,7 +119,6 @@ def _fit(recipe: TrainRecipe, folder: Path, template_sha256: str) -> None:
 
 
 def _absolute(base_model: str) -> str:
-    """A local folder by its absolute path, because Ray Train's workers run in a folder of their own; a hub id as is."""
     return str(Path(base_model).absolute()) if Path(base_model).is_dir() else base_model
 
 

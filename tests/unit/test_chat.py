@@ -79,6 +79,13 @@ def model_folder(tmp_path, tokenizer):
     return tmp_path
 
 
+def test_a_response_that_names_special_tokens_does_not_end_there(tokenizer):
+    example = encode_example(tokenizer, conversation(None, "How?"), "Use <s>old</s> in HTML. Then more.")
+    assert example.input_ids.count(tokenizer.eos_token_id) == 1
+    assert example.input_ids.count(tokenizer.bos_token_id) == 1
+    assert tokenizer.decode(example.input_ids).endswith("Use <s>old</s> in HTML. Then more.</s>")
+
+
 def test_a_model_folder_passes_until_its_template_or_vocabulary_changes(model_folder):
     sha256 = check_model_folder(model_folder)
     assert len(sha256) == 64

@@ -133,7 +133,7 @@ def test_a_judge_without_a_verdict_is_asked_for_it_once(tmp_path):
         if "Question 1?" in messages[0]["content"]:
             return chat_reply("I cannot decide.")
         if "Question 2?" in messages[0]["content"]:
-            return chat_reply("[RESULT] 4" if len(messages) == 3 else "Hmm, rather good.")
+            return chat_reply("[RESULT] 4") if len(messages) == 3 else chat_reply("Hmm, rather good.", "length")
         return strict(n, body)
 
     with loopback(obedient) as policy, loopback(judge_answer) as judge:
@@ -149,6 +149,16 @@ def test_a_judge_without_a_verdict_is_asked_for_it_once(tmp_path):
     per_split = results["models"]["m"]["own_system"]["per_split"]
     assert per_split["unseen"]["overall"]["mean"] == 4.5
     assert per_split["seen"]["overall"]["coverage"] == 0.5
+
+
+def test_without_siblings_each_response_is_judged_for_its_person_alone(tmp_path):
+    with loopback(obedient) as policy, loopback(strict) as judge:
+        models = [{"name": "m", "model": "m", "conditions": ["own_system"]}]
+        recipe = recipe_for(tmp_path, policy.url, judge.url, judge_siblings=False, models=models)
+        results = evaluate(recipe, recipe.judge, "fail")
+        assert len(judge.requests) == PROMPTS * PEOPLE * 4
+    assert results["models"]["m"]["own_system"]["overall"]["mean"] == 5.0
+    assert "sibling_system" not in results["models"]["m"]
 
 
 def test_empty_and_truncated_responses_are_judged_as_they_are(tmp_path):

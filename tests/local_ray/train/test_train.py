@@ -160,3 +160,7 @@ def test_a_run_that_gave_up_is_resumed_by_its_recipe(recipe_for, tmp_path):
     assert read_manifest(tmp_path / "out")["counts"]["steps"] == len(before.splitlines())
     with pytest.raises(ConfigError, match="another recipe"):
         train(recipe_for(tmp_path / "out", epochs=1), "resume")
+    (tmp_path / "out" / "manifest.json").unlink()
+    (tmp_path / "out" / "packed" / "inputs.json").write_text('{"collection": "other"}')
+    with pytest.raises(ConfigError, match="belongs to other data"):
+        train(recipe, "resume")

@@ -124,7 +124,7 @@ def test_a_response_that_was_never_judged_counts_against_the_coverage_alone():
 
 
 def test_a_bench_without_siblings_has_neither_the_control_nor_a_gain():
-    """The published bench asks each prompt once."""
+    """Or an evaluation with judge_siblings off."""
     rows = [*judged("a", "p", "a", "a", 5, 5), *judged("b", "q", "b", "b", 3, 5)]
     results = results_of(rows)
     assert results["models"]["m"].keys() == {"own_system", "steering_gain"}

@@ -114,7 +114,8 @@ def test_bins_are_read_back_by_index(packed, tmp_path):
     write_parquet(tmp_path / "bins.parquet", packed, row_group_rows=16)
     bins = PackedBins(tmp_path / "bins.parquet")
     assert [bins[index] for index in range(len(bins))] == packed.to_pylist()
-    assert bins.tokens().tolist() == [len(row["input_ids"]) for row in packed.to_pylist()]
+    lengths = [row["document_lengths"] for row in packed.to_pylist()]
+    assert [each.tolist() for each in bins.document_lengths()] == lengths
 
 
 def test_the_mask_audit_shows_one_example_and_refuses_wrong_ones(packed, tokenizer):
