@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 ACCELERATOR ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 LOCK := requirements/$(ACCELERATOR).txt
-LOCK_HASH = $(shell $(PYTHON) -c "import hashlib; print(hashlib.sha256(open('$(LOCK)', 'rb').read()).hexdigest()[:16])")
+LOCK_HASH = $(shell $(PYTHON) -c "import hashlib; print(hashlib.sha256(open('$(LOCK)', 'rb').read()).hexdigest()[:16])" 2>/dev/null)
 # Empty once the environment holds exactly this lock file.
 STALE = $(if $(LOCK_HASH),$(shell test "$$(cat $(VENV)/.lock 2>/dev/null)" = "$(LOCK_HASH)" || echo stale),stale)
 

@@ -228,6 +228,7 @@ def run_job(
             print(json.dumps(resolved(recipe), indent=2))
         else:
             run(recipe, parsed.if_exists)
+    # Broad, because this is the process boundary: what is not meant for a person is raised again.
     except Exception as error:
         ours = _our_error(error)
         if ours is None:

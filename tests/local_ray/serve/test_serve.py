@@ -136,8 +136,11 @@ def test_a_client_that_goes_away_frees_its_place(client):
     stream = greedy(client, max_tokens=900, stream=True, extra_body={"ignore_eos": True})
     next(iter(stream))
     stream.close()
-    while counts() != {"unfinished": 0, "cancelled": before + 1}:
+    freed = {"unfinished": 0, "cancelled": before + 1}
+    deadline = time.monotonic() + 30
+    while counts() != freed and time.monotonic() < deadline:
         time.sleep(0.05)
+    assert counts() == freed
 
 
 def test_a_model_that_cannot_start_is_reported_with_its_cause(served):
