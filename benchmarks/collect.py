@@ -31,17 +31,19 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from janus_ray.config import RayConfig, keep_native_logs_off_the_terminal
+from janus_ray.config import RayConfig
 from janus_ray.data.annotate import Annotator
 from janus_ray.data.recipe import CollectRecipe
 from janus_ray.data.sources import read_instructions
 from janus_ray.env import set_quiet_defaults
+from janus_ray.job import keep_native_logs_off_the_terminal
 from janus_ray.llm.client import ChatClient
 from janus_ray.llm.endpoint import Endpoint
 from janus_ray.llm.ledger import Ledger
 from janus_ray.miniature.world import instructions
 from janus_ray.records import INSTRUCTIONS
-from janus_ray.store import git_revision, versions, write_json, write_jsonl
+from janus_ray.store.files import write_json, write_jsonl
+from janus_ray.store.folder import git_revision, versions
 
 LIMIT = 64
 LATENCY_S = 0.2

@@ -2,8 +2,8 @@
 
 The layers import one way only (`lint-imports` proves it):
 
-    jobs -> data | train | serve | eval -> llm -> chat | cluster | store | prompts | stats
-         -> config | env | metrics -> records -> errors
+    jobs -> data | train | serve | eval -> llm -> chat | cluster | job | progress | prompts | stats -> store
+         -> config | metrics -> env -> records -> text | errors
 
 Importing this package, `records`, `config`, `stats` or `metrics` loads neither torch, ray, vllm nor transformers.
 """

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from janus_ray.errors import CheckpointError, DataError
 from janus_ray.records import canonical_json
-from janus_ray.store import read_json, write_json
+from janus_ray.store.files import read_json, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

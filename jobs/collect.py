@@ -7,8 +7,9 @@ Needs   an OpenAI-compatible endpoint (recipe: teacher), or base_url = "miniatur
     python -m jobs.collect jobs/recipes/miniature_collect.toml
 """
 
-from janus_ray.config import IfExists, run_job
+from janus_ray.config import IfExists
 from janus_ray.data.recipe import CollectRecipe
+from janus_ray.job import run_job
 
 
 def run(recipe: CollectRecipe, if_exists: IfExists) -> None:

@@ -7,8 +7,9 @@ Needs   an OpenAI-compatible endpoint that serves the models (jobs.serve), and a
     python -m jobs.evaluate jobs/recipes/miniature_evaluate.toml
 """
 
-from janus_ray.config import IfExists, run_job
+from janus_ray.config import IfExists
 from janus_ray.eval.recipe import EvaluateRecipe
+from janus_ray.job import run_job
 
 
 def run(recipe: EvaluateRecipe, if_exists: IfExists) -> None:

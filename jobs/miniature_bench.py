@@ -6,7 +6,8 @@ Writes  output_path: a JSONL file in the Multifaceted Bench's schema
     python -m jobs.miniature_bench jobs/recipes/miniature_bench.toml
 """
 
-from janus_ray.config import IfExists, run_job
+from janus_ray.config import IfExists
+from janus_ray.job import run_job
 from janus_ray.miniature.recipe import BenchRecipe
 
 

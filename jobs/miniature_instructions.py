@@ -6,14 +6,15 @@ Writes  output_path: a JSONL file with id, family and instruction
     python -m jobs.miniature_instructions jobs/recipes/miniature_instructions.toml
 """
 
-from janus_ray.config import IfExists, run_job
+from janus_ray.config import IfExists
+from janus_ray.job import run_job
 from janus_ray.miniature.recipe import InstructionsRecipe
 
 
 def run(recipe: InstructionsRecipe, if_exists: IfExists) -> None:
     """Writes the file; it is the same each time, so an existing one is simply replaced."""
     from janus_ray.miniature.world import instructions
-    from janus_ray.store import write_jsonl
+    from janus_ray.store.files import write_jsonl
 
     rows = instructions()
     write_jsonl(recipe.output_path, rows)

@@ -7,7 +7,8 @@ Needs   a few seconds; nothing is downloaded
     python -m jobs.miniature_model jobs/recipes/miniature_model.toml
 """
 
-from janus_ray.config import IfExists, run_job
+from janus_ray.config import IfExists
+from janus_ray.job import run_job
 from janus_ray.miniature.recipe import BaseModelRecipe
 
 

@@ -7,7 +7,8 @@ Ends    with Ctrl-C or SIGTERM
     python -m jobs.serve jobs/recipes/miniature_serve.toml
 """
 
-from janus_ray.config import IfExists, run_job
+from janus_ray.config import IfExists
+from janus_ray.job import run_job
 from janus_ray.serve.recipe import ServeRecipe
 
 

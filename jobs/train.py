@@ -7,7 +7,8 @@ Needs   num_workers CPUs or GPUs
     python -m jobs.train jobs/recipes/miniature_sft.toml
 """
 
-from janus_ray.config import IfExists, run_job
+from janus_ray.config import IfExists
+from janus_ray.job import run_job
 from janus_ray.train.recipe import TrainRecipe
 
 

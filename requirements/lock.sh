@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 compile() {
     echo "==> requirements/$1.txt"
     "$uv" pip compile pyproject.toml --extra "$1" --extra dev --python-version 3.11 \
-        --custom-compile-command "make lock" --quiet --upgrade -o "requirements/$1.txt" "${@:2}"
+        --custom-compile-command "make lock" --quiet ${UPGRADE---upgrade} --excludes requirements/dev.excludes.txt -o "requirements/$1.txt" "${@:2}"
 }
 
 cpu_torch=$(mktemp)

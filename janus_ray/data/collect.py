@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from janus_ray.cluster import ProgressLine, quiet_ray_data, ray_cluster
+from janus_ray.cluster import quiet_ray_data, ray_cluster
 from janus_ray.config import IfExists
 from janus_ray.data.annotate import Annotator
 from janus_ray.data.recipe import CollectRecipe
@@ -26,8 +26,10 @@ from janus_ray.errors import GenerationError
 from janus_ray.llm.client import ChatClient, check_endpoint
 from janus_ray.llm.endpoint import Endpoint
 from janus_ray.llm.ledger import Ledger
+from janus_ray.progress import ProgressLine
 from janus_ray.records import COLLECTION, INSTRUCTIONS, Instruction
-from janus_ray.store import OutputFolder, read_manifest, read_parquet, write_parquet
+from janus_ray.store.folder import OutputFolder, read_manifest
+from janus_ray.store.tables import read_parquet, write_parquet
 
 if TYPE_CHECKING:
     import ray.data

@@ -10,7 +10,7 @@ from typing import Any
 from janus_ray.data.recipe import Source
 from janus_ray.errors import DataError
 from janus_ray.records import Instruction, content_id
-from janus_ray.store import read_jsonl, read_parquet
+from janus_ray.store.tables import read_jsonl, read_parquet
 
 
 def read_instructions(sources: Sequence[Source]) -> tuple[list[Instruction], dict[str, int]]:

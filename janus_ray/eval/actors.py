@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from janus_ray.cluster import ProgressLine
 from janus_ray.llm.client import ChatClient
 from janus_ray.llm.endpoint import Endpoint
 from janus_ray.llm.ledger import Ledger
 from janus_ray.llm.request import Completion, LLMRequest
+from janus_ray.progress import ProgressLine
 
 _CHUNK = 32
 # Chunks that wait at an actor while it works on others, so that its share of the limit never runs dry.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from janus_ray.errors import DataError
 from janus_ray.records import BenchItem
-from janus_ray.store import read_jsonl, read_parquet
+from janus_ray.store.tables import read_jsonl, read_parquet
 
 
 def load_bench(path: str, max_prompts_per_split: int | None = None) -> list[BenchItem]:

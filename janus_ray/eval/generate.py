@@ -12,7 +12,7 @@ from janus_ray.eval.bench import siblings
 from janus_ray.eval.recipe import Condition, EvaluatedModel, EvaluateRecipe
 from janus_ray.llm.request import Completion, LLMRequest, Sampling, derived_seed
 from janus_ray.records import BenchItem, content_id
-from janus_ray.store import write_jsonl
+from janus_ray.store.files import write_jsonl
 
 GENERATIONS_FILE = "generations.jsonl"
 

@@ -19,7 +19,7 @@ from janus_ray.llm.endpoint import Endpoint
 from janus_ray.llm.request import Completion, LLMRequest, Sampling
 from janus_ray.prompts import prompt_sha256, render
 from janus_ray.records import BenchItem
-from janus_ray.store import write_jsonl
+from janus_ray.store.files import write_jsonl
 
 JUDGMENTS_FILE = "judgments.jsonl"
 JUDGED_STATUSES = frozenset({"ok", "truncated", "empty"})

@@ -13,7 +13,7 @@ from janus_ray.eval.bench import siblings
 from janus_ray.eval.plots import ForestRow, forest_plot
 from janus_ray.records import BenchItem
 from janus_ray.stats import two_decimals
-from janus_ray.store import write_text
+from janus_ray.store.files import write_text
 
 CONDITION_LABELS = {
     "own_system": "own system message",

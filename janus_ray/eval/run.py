@@ -18,7 +18,9 @@ from janus_ray.llm.client import check_endpoint
 from janus_ray.llm.endpoint import Endpoint
 from janus_ray.records import BenchItem
 from janus_ray.stats import two_decimals
-from janus_ray.store import OutputFolder, fingerprint, read_json, read_manifest, write_json
+from janus_ray.store.files import read_json, write_json
+from janus_ray.store.fingerprint import fingerprint
+from janus_ray.store.folder import OutputFolder, read_manifest
 
 RESULTS_FILE, REPORT_FILE = "results.json", "index.html"
 

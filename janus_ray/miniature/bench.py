@@ -19,7 +19,8 @@ from janus_ray.miniature import gold, teacher
 from janus_ray.miniature.recipe import BenchRecipe
 from janus_ray.miniature.world import Topic, Value, held_out_combinations, topics, value_named, values
 from janus_ray.records import DIMENSIONS, as_rows, content_id
-from janus_ray.store import read_parquet, write_jsonl
+from janus_ray.store.files import write_jsonl
+from janus_ray.store.tables import read_parquet
 
 _SIBLINGS = 3
 

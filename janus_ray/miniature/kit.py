@@ -10,7 +10,8 @@ from typing import Any
 from janus_ray.chat import install_template, write_template_record
 from janus_ray.config import IfExists
 from janus_ray.miniature.recipe import BaseModelRecipe
-from janus_ray.store import OutputFolder, read_parquet
+from janus_ray.store.folder import OutputFolder
+from janus_ray.store.tables import read_parquet
 
 _SPECIAL_TOKENS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 _TEMPLATE_TOKENS = ["[INST]", "[/INST]"]

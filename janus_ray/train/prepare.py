@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from janus_ray.chat import conversation, encode_example, install_template
 from janus_ray.cluster import quiet_ray_data
 from janus_ray.errors import CheckpointError, DataError
-from janus_ray.store import parquet_files, read_parquet, write_json, write_parquet
+from janus_ray.store.files import write_json
+from janus_ray.store.tables import parquet_files, read_parquet, write_parquet
 from janus_ray.train.packing import pack
 from janus_ray.train.recipe import TrainRecipe
 

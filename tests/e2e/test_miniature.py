@@ -20,7 +20,9 @@ import pytest
 
 from janus_ray.chat import check_model_folder
 from janus_ray.records import COLLECTION
-from janus_ray.store import read_json, read_jsonl, read_manifest, read_parquet
+from janus_ray.store.files import read_json
+from janus_ray.store.folder import read_manifest
+from janus_ray.store.tables import read_jsonl, read_parquet
 
 REPOSITORY = Path(__file__).parents[2]
 # A third of the demo's training: enough to tell the conditions apart, not enough for the demo's scores.

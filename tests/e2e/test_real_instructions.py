@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from janus_ray.records import COLLECTION, PUBLISHED
-from janus_ray.store import read_manifest
+from janus_ray.store.folder import read_manifest
 
 INSTRUCTIONS = Path(__file__).parents[3] / "shared" / "data" / "instructions"
 SOURCES = (

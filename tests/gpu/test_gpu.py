@@ -14,7 +14,7 @@ from janus_ray.cluster import ray_cluster
 from janus_ray.config import RayConfig
 from janus_ray.serve.launch import deployed
 from janus_ray.serve.recipe import ServeRecipe
-from janus_ray.store import read_jsonl
+from janus_ray.store.tables import read_jsonl
 from janus_ray.train.attention import document_attention
 from janus_ray.train.recipe import TrainRecipe
 from janus_ray.train.run import train

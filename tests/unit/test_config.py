@@ -70,7 +70,7 @@ def job(tmp_path, *arguments):
     script = write(
         tmp_path / "job.py",
         "import sys\n"
-        "from janus_ray.config import Recipe, run_job\n"
+        "from janus_ray.config import Recipe; from janus_ray.job import run_job\n"
         "from janus_ray.errors import DataError\n"
         "class R(Recipe):\n    n: int = 0\n    'A number.'\n"
         "def run(recipe, if_exists):\n"

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from janus_ray.config import job_arguments, load_recipe
+from janus_ray.config import load_recipe
+from janus_ray.job import job_arguments
 
 REPOSITORY = Path(__file__).parent.parent.parent
 LIGHT = [
@@ -20,7 +21,10 @@ LIGHT = [
     "janus_ray.config",
     "janus_ray.stats",
     "janus_ray.metrics",
-    "janus_ray.store",
+    "janus_ray.store.files",
+    "janus_ray.store.tables",
+    "janus_ray.store.folder",
+    "janus_ray.job",
 ]
 JOBS = sorted(path.stem for path in (REPOSITORY / "jobs").glob("*.py") if path.stem != "__init__")
 RECIPES = sorted((REPOSITORY / "jobs" / "recipes").glob("*.toml"))

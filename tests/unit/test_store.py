@@ -11,16 +11,10 @@ from pydantic import Field
 
 from janus_ray.config import OPERATIONAL, Recipe
 from janus_ray.errors import ConfigError, DataError
-from janus_ray.store import (
-    OutputFolder,
-    fingerprint,
-    read_jsonl,
-    read_manifest,
-    read_parquet,
-    write_json,
-    write_jsonl,
-    write_parquet,
-)
+from janus_ray.store.files import write_json, write_jsonl
+from janus_ray.store.fingerprint import fingerprint
+from janus_ray.store.folder import OutputFolder, read_manifest
+from janus_ray.store.tables import read_jsonl, read_parquet, write_parquet
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -80,7 +74,7 @@ def test_a_finished_folder_counts_as_unfinished_once_work_on_it_begins(tmp_path)
 @pytest.mark.parametrize("if_exists", ["resume", "overwrite"])
 def test_only_one_run_writes_into_a_folder(tmp_path, if_exists):
     code = (
-        "import sys, time; from janus_ray.store import OutputFolder; from tests.unit.test_store import Plan; "
+        "import sys, time; from janus_ray.store.folder import OutputFolder; from tests.unit.test_store import Plan; "
         f"OutputFolder({str(tmp_path / 'out')!r}, Plan(), 'fail').begin(); print('begun', flush=True); sys.stdin.read()"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}

@@ -21,7 +21,9 @@ from janus_ray.llm.ledger import count_finished
 from janus_ray.miniature.server import TEACHER, started
 from janus_ray.miniature.world import instructions
 from janus_ray.records import COLLECTION
-from janus_ray.store import read_manifest, read_parquet, write_jsonl
+from janus_ray.store.files import write_jsonl
+from janus_ray.store.folder import read_manifest
+from janus_ray.store.tables import read_parquet
 from tests.loopback import Reply, chat_reply, loopback
 
 REPOSITORY = Path(__file__).parents[3]

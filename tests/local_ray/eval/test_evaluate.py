@@ -12,7 +12,9 @@ from janus_ray.errors import ConfigError
 from janus_ray.eval import run as module
 from janus_ray.eval.recipe import EvaluateRecipe
 from janus_ray.eval.run import evaluate
-from janus_ray.store import read_json, read_jsonl, read_manifest, write_jsonl
+from janus_ray.store.files import read_json, write_jsonl
+from janus_ray.store.folder import read_manifest
+from janus_ray.store.tables import read_jsonl
 from tests.loopback import Reply, chat_reply, loopback
 from tests.unit.eval.test_bench import row
 

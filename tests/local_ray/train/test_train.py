@@ -15,7 +15,8 @@ import torch
 
 from janus_ray.chat import check_model_folder, conversation, encode_example, encode_prompt
 from janus_ray.errors import ConfigError
-from janus_ray.store import read_jsonl, read_manifest
+from janus_ray.store.folder import read_manifest
+from janus_ray.store.tables import read_jsonl
 from janus_ray.train import run as run_module
 from janus_ray.train.prepare import load_tokenizer
 from janus_ray.train.recipe import TrainRecipe

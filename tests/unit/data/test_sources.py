@@ -8,7 +8,8 @@ import pytest
 from janus_ray.data.recipe import Source
 from janus_ray.data.sources import read_instructions
 from janus_ray.errors import DataError
-from janus_ray.store import write_jsonl, write_parquet
+from janus_ray.store.files import write_jsonl
+from janus_ray.store.tables import write_parquet
 
 
 def source(path, **changes):

@@ -9,7 +9,7 @@ from janus_ray.errors import ConfigError, DataError
 from janus_ray.eval.bench import load_bench, siblings
 from janus_ray.eval.recipe import EvaluateRecipe
 from janus_ray.records import DIMENSIONS
-from janus_ray.store import write_jsonl
+from janus_ray.store.files import write_jsonl
 
 
 def row(prompt="How?", system="Be brief.", **more):

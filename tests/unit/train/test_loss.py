@@ -109,7 +109,7 @@ def test_a_worker_without_bins_adds_nothing(base, packed, tmp_path):
 
 
 def test_bins_are_read_back_by_index(packed, tmp_path):
-    from janus_ray.store import write_parquet
+    from janus_ray.store.tables import write_parquet
 
     write_parquet(tmp_path / "bins.parquet", packed, row_group_rows=16)
     bins = PackedBins(tmp_path / "bins.parquet")
@@ -133,7 +133,7 @@ def test_the_collection_needs_its_columns_and_a_usable_row(tmp_path):
     write_collection(tmp_path, 3)
     assert len(usable_rows(str(tmp_path))) == 3
     statuses = pa.Table.from_pylist([{**row, "status": "error"} for row in texts(2)])
-    from janus_ray.store import write_parquet
+    from janus_ray.store.tables import write_parquet
 
     write_parquet(tmp_path / "failed.parquet", statuses)
     with pytest.raises(DataError, match="no row with a response"):

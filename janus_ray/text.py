@@ -1,0 +1,29 @@
+"""Text that came over a wire or out of a file: made well-formed before anything else sees it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def well_formed(text: str) -> str:
+    """The text with every lone surrogate replaced by U+FFFD, so that it can be encoded as UTF-8.
+
+    JSON may escape half of a surrogate pair, which Python reads into a text that no file, socket or hash takes.
+    """
+    if text.isascii():
+        return text
+    # A pair that was escaped as two halves is one character; what is left over is not.
+    joined = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    assert not any("\ud800" <= character <= "\udfff" for character in joined)
+    return joined
+
+
+def well_formed_values(value: Any) -> Any:
+    """`well_formed` for every text inside lists and dictionaries, keys included; other values as they are."""
+    if isinstance(value, str):
+        return well_formed(value)
+    if isinstance(value, dict):
+        return {well_formed_values(key): well_formed_values(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [well_formed_values(inner) for inner in value]
+    return value
