@@ -13,12 +13,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from janus_ray.errors import CheckpointError, DataError
 from janus_ray.records import canonical_json
-from janus_ray.store.files import read_json, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,7 +25,8 @@ if TYPE_CHECKING:
 # One turn of a conversation: {"role": ..., "content": ...}, as the OpenAI API and chat templates take it.
 Message = dict[str, str]
 
-TEMPLATE_FILE = "janus_template.json"
+ChatTemplate = Literal["janus", "own"]
+"""The template of this project, or the one that a model's own tokenizer brings."""
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
@@ -134,37 +133,6 @@ def install_template(tokenizer: PreTrainedTokenizerBase) -> str:
         if tokenizer(text, add_special_tokens=False)["input_ids"] != encode_prompt(tokenizer, probe):
             raise CheckpointError("the chat template and the training encoder disagree on this tokenizer's token ids")
     return template_sha256(tokenizer)
-
-
-def write_template_record(folder: Path | str, sha256: str) -> None:
-    """Stores the template hash in a model folder."""
-    write_json(Path(folder) / TEMPLATE_FILE, {"template_sha256": sha256})
-
-
-def check_model_folder(folder: Path | str) -> str:
-    """Compares the hash stored in a model folder with the one its tokenizer gives now, and returns it.
-
-    Raises:
-        CheckpointError: no such folder, no stored hash, or a mismatch.
-    """
-    folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder}: not a model folder (no config.json)")
-    if not (folder / TEMPLATE_FILE).is_file():
-        raise CheckpointError(f"{folder}: no {TEMPLATE_FILE}: it cannot be shown that training used this chat template")
-    from transformers import AutoTokenizer
-
-    stored = read_json(folder / TEMPLATE_FILE).get("template_sha256")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    if tokenizer is None:
-        raise CheckpointError(f"{folder}: holds no tokenizer")
-    actual = template_sha256(tokenizer)
-    if stored != actual:
-        raise CheckpointError(
-            f"{folder}: template hash mismatch: trained with {str(stored)[:12]}, tokenizer gives {actual[:12]}; "
-            "the model would see other tokens than it was trained on"
-        )
-    return actual
 
 
 def _text(token: object) -> str:

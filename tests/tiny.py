@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from janus_ray.chat import install_template, write_template_record
+from janus_ray.chat import install_template
 from janus_ray.miniature.kit import train_tokenizer
+from janus_ray.model_folder import write_template_record
 from janus_ray.store.tables import write_parquet
 
 ANSWERS = ["Castle early.", "Knead it for long, then let it rest.", "Sleep.", "Read every line aloud, twice a day."]

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from janus_ray.chat import install_template, write_template_record
+from janus_ray.chat import install_template
 from janus_ray.config import IfExists
 from janus_ray.miniature.recipe import BaseModelRecipe
+from janus_ray.model_folder import write_template_record
 from janus_ray.store.folder import OutputFolder
 from janus_ray.store.tables import read_parquet
 

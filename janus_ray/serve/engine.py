@@ -19,8 +19,9 @@ from ray.serve.llm import LLMConfig, build_llm_deployment
 from ray.serve.llm.deployment import LLMServer
 from ray.serve.llm.openai_api_models import ChatCompletionRequest
 
-from janus_ray.chat import check_model_folder, conversation
+from janus_ray.chat import conversation
 from janus_ray.env import set_quiet_defaults
+from janus_ray.model_folder import check_model_folder
 from janus_ray.serve.recipe import DEPLOYMENT_PREFIX, ServedModel, ServeRecipe
 
 _GIB = 1024**3

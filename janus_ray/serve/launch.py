@@ -17,11 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from janus_ray.chat import check_model_folder
 from janus_ray.cluster import ray_cluster
 from janus_ray.config import resolved
 from janus_ray.env import log_level, ray_address
 from janus_ray.errors import ConfigError
+from janus_ray.model_folder import check_model_folder
 from janus_ray.serve.recipe import ServeRecipe
 
 _POLL_S = 0.5

@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from janus_ray.chat import ChatTemplate
 from janus_ray.config import RayConfig, Recipe
 from janus_ray.records import DIMENSIONS
 
@@ -65,6 +66,9 @@ class ServedModel(Recipe):
     """The name that requests use."""
     path: str
     """Local Hugging Face folder with tokenizer, chat template and template hash, as the training jobs export it."""
+    chat_template: ChatTemplate | None = None
+    """How a conversation becomes token ids: "janus" is the paper's format, "own" the chat template that the model's
+    tokenizer brings. None takes the one that the folder's record names; a model that was not exported here has none."""
     max_model_len: int = Field(default=4096, ge=16)
     """Longest prompt plus response, in tokens."""
     dtype: Literal["bfloat16", "float16", "float32"] | None = None

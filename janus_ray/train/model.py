@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from janus_ray.chat import install_template, write_template_record
+from janus_ray.chat import install_template
 from janus_ray.errors import CheckpointError
+from janus_ray.model_folder import load_tokenizer, write_template_record
 from janus_ray.train.attention import IMPLEMENTATION, register
-from janus_ray.train.prepare import load_tokenizer
 from janus_ray.train.recipe import TrainRecipe
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from janus_ray.chat import conversation, encode_example, install_template
 from janus_ray.cluster import quiet_ray_data
-from janus_ray.errors import CheckpointError, DataError
+from janus_ray.errors import DataError
+from janus_ray.model_folder import load_tokenizer
 from janus_ray.store.files import write_json
 from janus_ray.store.tables import parquet_files, read_parquet, write_parquet
 from janus_ray.train.packing import pack
@@ -83,23 +84,6 @@ def usable_rows(collection: str) -> pa.Table:
     if not len(table):
         raise DataError(f"{collection}: no row with a response to train on")
     return table
-
-
-def load_tokenizer(base_model: str) -> PreTrainedTokenizerBase:
-    """The base model's tokenizer.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(base_model)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"base model {base_model}: no tokenizer: {str(error).splitlines()[0]}") from None
-    if tokenizer is None:
-        raise CheckpointError(f"base model {base_model}: holds no tokenizer")
-    return tokenizer
 
 
 def audit_masks(packed: pa.Table, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from janus_ray.chat import ChatTemplate
 from janus_ray.config import OPERATIONAL, RayConfig, Recipe
 
 
@@ -17,6 +18,9 @@ class TrainRecipe(Recipe):
     status is not "ok" are left out."""
     base_model: str
     """Local Hugging Face folder, or a hub id, of the model to start from."""
+    chat_template: ChatTemplate = "janus"
+    """How a conversation becomes token ids: "janus" is the paper's format, "own" the chat template that the base
+    model's tokenizer brings, with its rule for system messages. The exported model names it, and is served with it."""
     output_dir: str
     """Folder for the packed data, checkpoints, metrics and the model. On a cluster: storage that every node sees."""
 

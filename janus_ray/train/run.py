@@ -14,13 +14,14 @@ from typing import Any
 from janus_ray.cluster import ray_cluster
 from janus_ray.config import IfExists, resolved
 from janus_ray.errors import ConfigError, JanusError
+from janus_ray.model_folder import load_tokenizer
 from janus_ray.store.files import read_json, write_json
 from janus_ray.store.fingerprint import fingerprint
 from janus_ray.store.folder import OutputFolder, read_manifest
 from janus_ray.store.tables import read_jsonl
 from janus_ray.train.loop import METRICS_FILE, train_worker
 from janus_ray.train.model import load_config
-from janus_ray.train.prepare import load_tokenizer, prepare, usable_rows
+from janus_ray.train.prepare import prepare, usable_rows
 from janus_ray.train.recipe import TrainRecipe
 
 _RUN_NAME = "checkpoints"

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from janus_ray.chat import check_model_folder
+from janus_ray.model_folder import check_model_folder
 from janus_ray.records import COLLECTION
 from janus_ray.store.files import read_json
 from janus_ray.store.folder import read_manifest

@@ -7,17 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from janus_ray.chat import (
-    TEMPLATE_FILE,
-    check_model_folder,
     conversation,
     encode_example,
     encode_prompt,
     install_template,
     render_prompt,
-    write_template_record,
 )
 from janus_ray.errors import CheckpointError, DataError
 from janus_ray.miniature.kit import train_tokenizer
+from janus_ray.model_folder import TEMPLATE_FILE, check_model_folder, write_template_record
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 

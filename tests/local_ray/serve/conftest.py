@@ -15,6 +15,7 @@ import pytest
 
 from janus_ray import chat
 from janus_ray.config import validate
+from janus_ray.model_folder import write_template_record
 from janus_ray.serve.launch import base_url, deployed
 from janus_ray.serve.recipe import ServeRecipe
 
@@ -61,7 +62,7 @@ def write_tiny_model(folder: Path) -> Path:
     )
     MistralForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    chat.write_template_record(folder, sha256)
+    write_template_record(folder, sha256)
     return folder
 
 

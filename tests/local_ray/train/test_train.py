@@ -13,12 +13,12 @@ import psutil
 import pytest
 import torch
 
-from janus_ray.chat import check_model_folder, conversation, encode_example, encode_prompt
+from janus_ray.chat import conversation, encode_example, encode_prompt
 from janus_ray.errors import ConfigError
+from janus_ray.model_folder import check_model_folder, load_tokenizer
 from janus_ray.store.folder import read_manifest
 from janus_ray.store.tables import read_jsonl
 from janus_ray.train import run as run_module
-from janus_ray.train.prepare import load_tokenizer
 from janus_ray.train.recipe import TrainRecipe
 from janus_ray.train.run import train
 from tests.tiny import texts, write_collection, write_model
