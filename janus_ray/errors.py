@@ -4,7 +4,8 @@
     ├── ConfigError      (also ValueError)    a recipe, a flag or a resource that the user can correct
     ├── DataError        (also ValueError)    a file, a column or a row that the user can correct
     ├── GenerationError  (also RuntimeError)  an endpoint did not deliver what was asked of it
-    └── CheckpointError  (also RuntimeError)  a checkpoint or a model folder that cannot be used
+    ├── CheckpointError  (also RuntimeError)  a checkpoint or a model folder that cannot be used
+    └── TrainingError    (also RuntimeError)  a training run that cannot go on
 
 Every error takes one message and nothing else, so that it pickles across Ray. The message is one line that names
 what is wrong, where, and what is allowed; a job prints it and exits with code 2.
@@ -29,3 +30,7 @@ class GenerationError(JanusError, RuntimeError):
 
 class CheckpointError(JanusError, RuntimeError):
     """A checkpoint or a model folder that cannot be used."""
+
+
+class TrainingError(JanusError, RuntimeError):
+    """A training run that cannot go on: its numbers are not finite, or its workers die again and again."""

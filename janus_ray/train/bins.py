@@ -47,6 +47,7 @@ class PackedBins:
         """Opens the file."""
         self._file = pq.ParquetFile(path, memory_map=True)
         self._group = lru_cache(maxsize=_CACHED_ROW_GROUPS)(self._read_group)
+        self._supervised = self._file.read(["num_supervised"])["num_supervised"].to_numpy()
 
     def __len__(self) -> int:
         """Number of bins."""
@@ -58,7 +59,7 @@ class PackedBins:
 
     def supervised_tokens(self) -> np.ndarray:
         """[bins] number of supervised tokens of each bin."""
-        return self._file.read(["num_supervised"])["num_supervised"].to_numpy()
+        return self._supervised
 
     def document_lengths(self) -> list[np.ndarray]:
         """For each bin the lengths of its documents, in tokens."""

@@ -1,4 +1,4 @@
-"""The training loop that every worker runs."""
+"""The training loop that every worker runs. It needs a process group and a shared folder, and knows nothing of Ray."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from janus_ray.errors import TrainingError
 from janus_ray.train.bins import MicroBatch, PackedBins, micro_batch
-from janus_ray.train.model import build_sharded, export, load_checkpoint, save_checkpoint
+from janus_ray.train.checkpoint import load_checkpoint, named_when_not_written, save_checkpoint
+from janus_ray.train.model import build_sharded, export
 from janus_ray.train.packing import Plan, make_plan, share_of
 from janus_ray.train.recipe import TrainRecipe
 from janus_ray.train.throughput import peak_flops, training_flops
@@ -23,35 +25,73 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 METRICS_FILE = "metrics.jsonl"
+MODEL_FOLDER = "model"
 
 
-def train_worker(config: dict[str, Any]) -> None:
-    """One worker of the run: builds its shard, resumes if there is a checkpoint, trains, exports.
+def train_loop(
+    recipe: TrainRecipe, folder: Path, identity: Mapping[str, str], checkpoint: Path | None, device: torch.device
+) -> dict[str, Any]:
+    """One worker of the run: builds its shard, goes on from the checkpoint, trains, exports. All ranks call it.
+
+    The same on every worker, it returns the last step and its loss.
 
     Args:
-        config: "recipe" (resolved), "folder" (the output folder) and "template_sha256".
+        recipe: what to do.
+        folder: the run's folder, which all workers see; it holds the packed bins.
+        identity: hashes of what the run is made from; a checkpoint with others is refused.
+        checkpoint: where to go on from; None starts at the first step.
+        device: this worker's.
+
+    Raises:
+        TrainingError: a loss, a gradient or a weight is not finite.
+        CheckpointError: the checkpoint belongs to another run, or something cannot be written.
     """
-    import ray.train
     import torch
     import torch.distributed as dist
-    from ray.train.torch import get_device
-    from ray.train.v2.api.report_config import CheckpointUploadMode
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import DTensor
-    from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()
-    recipe, folder = TrainRecipe.model_validate(config["recipe"]), Path(config["folder"])
     torch.manual_seed(recipe.seed)
-    if not recipe.use_gpu:
-        torch.set_num_threads(recipe.threads_per_worker)
-    device = get_device()
-    assert isinstance(device, torch.device)
     rank, world_size = dist.get_rank(), dist.get_world_size()
     bins = PackedBins(folder / "packed" / "bins.parquet")
     plan = make_plan(len(bins), recipe.bins_per_step, recipe.epochs, recipe.max_steps, recipe.seed)
     model = build_sharded(recipe, init_device_mesh(device.type, (world_size,)), device)
-    optimizer = torch.optim.AdamW(
+    optimizer = _optimizer(model, recipe)
+    progress: dict[str, Any] = {"step": 0, "plan_sha256": plan.sha256, **identity}
+    if checkpoint is not None:
+        progress = load_checkpoint(model, optimizer, checkpoint, progress)
+    saved = progress["step"]
+    _stop_unless_weights_are_finite(model, saved, saved)
+    log = StepLog(folder, recipe, plan, bins, model) if rank == 0 else None
+    if log is not None:
+        log.restart_after(saved)
+    model.train()
+    for step, members in enumerate(plan.steps[saved:], start=saved + 1):
+        is_last = step == len(plan.steps)
+        loss, grad_norm = _gradient(model, bins, members, recipe, device)
+        _stop_unless_finite(step, saved, {"loss": loss, "gradient norm": grad_norm})
+        rate = learning_rate_at(step - 1, len(plan.steps), recipe)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad()
+        if log is not None and (step % recipe.log_every_steps == 0 or step == 1 or is_last):
+            log.write(step, loss=loss, learning_rate=rate, grad_norm=grad_norm)
+        if step % recipe.checkpoint_every_steps == 0 or is_last:
+            _stop_unless_weights_are_finite(model, step, saved)
+            _stop_unless_the_model_answers(model, bins, members, step, saved, device)
+            progress = {**progress, "step": step, "loss": loss}
+            save_checkpoint(model, optimizer, progress, folder, recipe.keep_checkpoints)
+            saved = step
+    with named_when_not_written(folder / MODEL_FOLDER):
+        export(model, recipe, folder / MODEL_FOLDER)
+    dist.barrier()
+    return {"step": progress["step"], "loss": progress["loss"]}
+
+
+def _optimizer(model: PreTrainedModel, recipe: TrainRecipe) -> torch.optim.Optimizer:
+    import torch
+
+    return torch.optim.AdamW(
         model.parameters(),
         lr=recipe.learning_rate,
         betas=recipe.betas,
@@ -60,44 +100,89 @@ def train_worker(config: dict[str, Any]) -> None:
         fused=recipe.use_gpu,
         foreach=not recipe.use_gpu,
     )
-    progress: dict[str, Any] = {"step": 0, "plan_sha256": plan.sha256, "template_sha256": config["template_sha256"]}
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as saved:
-            progress = load_checkpoint(model, optimizer, saved, progress)
-    log = StepLog(folder, recipe, plan, bins, model) if rank == 0 else None
-    if log is not None:
-        log.restart_after(progress["step"])
 
-    model.train()
-    supervised_per_bin = bins.supervised_tokens()
-    for step in range(progress["step"], len(plan.steps)):
-        rate = learning_rate_at(step, len(plan.steps), recipe)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        supervised = int(supervised_per_bin[list(plan.steps[step])].sum())
-        loss_sum = torch.zeros((), device=device)
-        for members in share_of(plan.steps[step], rank, world_size, recipe.bins_per_micro_batch):
-            loss_sum += backward(model, bins, members, plan.steps[step][0], supervised, world_size, device)
-        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        is_last = step + 1 == len(plan.steps)
-        if (step + 1) % recipe.log_every_steps == 0 or step == 0 or is_last:
-            dist.all_reduce(loss_sum)
-            norm = float(grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm)
-            if log is not None:
-                log.write(step + 1, loss=float(loss_sum) / supervised, learning_rate=rate, grad_norm=norm)
-        if (step + 1) % recipe.checkpoint_every_steps == 0 or is_last:
-            # A thread uploads it while training goes on; Ray Train takes note of it within about two seconds.
-            ray.train.report(
-                {"step": step + 1},
-                checkpoint=save_checkpoint(model, optimizer, {**progress, "step": step + 1}),
-                checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-                delete_local_checkpoint_after_upload=True,
+
+def _gradient(
+    model: PreTrainedModel, bins: PackedBins, members: Sequence[int], recipe: TrainRecipe, device: torch.device
+) -> tuple[float, float]:
+    """Fills the gradient of a step, clipped.
+
+    Returns:
+        The loss per supervised token, and the gradient's L2 norm before it was clipped; both over all workers.
+    """
+    import torch
+    import torch.distributed as dist
+
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    supervised = int(bins.supervised_tokens()[list(members)].sum())
+    loss_sum = torch.zeros((), device=device)
+    for share in share_of(members, rank, world_size, recipe.bins_per_micro_batch):
+        loss_sum += backward(model, bins, share, members[0], supervised, world_size, device)
+    dist.all_reduce(loss_sum)
+    return float(loss_sum) / supervised, _clipped_norm(model, recipe.max_grad_norm)
+
+
+def _clipped_norm(model: PreTrainedModel, max_norm: float) -> float:
+    """Clips the gradient over all workers and returns its L2 norm before that."""
+    import torch
+    from torch.distributed.tensor import DTensor
+
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
+def _stop_unless_finite(step: int, saved: int, values: Mapping[str, float]) -> None:
+    """Before an optimizer step; the values are the same on every worker, so all of them stop."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise TrainingError(f"step {step}: the {name} is not finite ({value}); {_what_stays(saved)}")
+
+
+def _stop_unless_weights_are_finite(model: PreTrainedModel, step: int, saved: int) -> None:
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.tensor import DTensor
+
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    local = [each.to_local() if isinstance(each, DTensor) else each for each in parameters]
+    finite = torch.stack([each.detach().isfinite().all() for each in local]).to(torch.int32)
+    dist.all_reduce(finite, op=dist.ReduceOp.MIN)
+    bad = [name for name, sound in zip(names, finite.tolist(), strict=True) if not sound]
+    if bad:
+        if not step:
+            raise TrainingError(
+                f"base model: {bad[0]} holds values that are not finite; stopped before step 1, nothing is exported"
             )
-    export(model, recipe, folder / "model")
-    dist.barrier()
+        raise TrainingError(f"after step {step}: {bad[0]} holds values that are not finite; {_what_stays(saved)}")
+
+
+def _stop_unless_the_model_answers(
+    model: PreTrainedModel, bins: PackedBins, members: Sequence[int], step: int, saved: int, device: torch.device
+) -> None:
+    """Weights can be finite and yet so large that nothing finite comes out; such a model is neither kept nor exported.
+
+    Each worker looks at the loss of one of the step's bins.
+    """
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.fsdp import FSDPModule
+
+    with torch.no_grad():
+        loss_sum = summed_loss(model, micro_batch([bins[members[dist.get_rank() % len(members)]]], device))
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+    dist.all_reduce(loss_sum)
+    if not math.isfinite(float(loss_sum)):
+        raise TrainingError(f"after step {step}: the loss is not finite ({float(loss_sum)}); {_what_stays(saved)}")
+
+
+def _what_stays(saved: int) -> str:
+    kept = f"the checkpoint of step {saved} is kept" if saved else "there is no checkpoint before it"
+    return (
+        f"stopped: nothing is exported, {kept}. A resume does the same again: a lower learning_rate or other data is "
+        "another run, with another output_dir or --if-exists overwrite"
+    )
 
 
 def learning_rate_at(step: int, num_steps: int, recipe: TrainRecipe) -> float:
@@ -195,7 +280,7 @@ class StepLog:
             "worker_pid": os.getpid(),
         }
         with self._path.open("a") as stream:
-            stream.write(json.dumps(record) + "\n")
+            stream.write(json.dumps(record, allow_nan=False) + "\n")
         self._last_step, self._last_time = step, now
 
     def _mfu(self, recent: Sequence[int], seconds: float) -> float | None:

@@ -1,8 +1,7 @@
-"""The policy as FSDP2 sees it: built without memory, sharded, filled, checkpointed, exported."""
+"""The policy as FSDP2 sees it: built without memory, sharded, filled, exported."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,52 +107,6 @@ def export(model: PreTrainedModel, recipe: TrainRecipe, folder: Path) -> None:
             pad_token_id=tokenizer.pad_token_id,
         ).save_pretrained(partial)
         write_template_record(partial, template_sha256)
-
-
-def save_checkpoint(model: PreTrainedModel, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> Any:
-    """Writes this rank's shards and returns them as a Ray Train checkpoint; Ray merges the ranks' files.
-
-    Args:
-        model: the sharded model.
-        optimizer: its optimizer.
-        progress: what else a resume needs, JSON-ready; see `load_checkpoint`.
-    """
-    import torch.distributed.checkpoint as dcp
-    from ray.train import Checkpoint
-    from torch.distributed.checkpoint.state_dict import get_state_dict
-
-    weights, optimizer_state = get_state_dict(model, optimizer)
-    folder = tempfile.mkdtemp(prefix="janus_ray-checkpoint-")
-    dcp.save({"model": weights, "optimizer": optimizer_state, "progress": progress}, checkpoint_id=folder)
-    return Checkpoint.from_directory(folder)
-
-
-def load_checkpoint(
-    model: PreTrainedModel, optimizer: torch.optim.Optimizer, folder: str, expected: dict[str, Any]
-) -> dict[str, Any]:
-    """Fills model and optimizer from a checkpoint, on any number of workers, and returns its progress.
-
-    Args:
-        model: the sharded model.
-        optimizer: its optimizer.
-        folder: the checkpoint.
-        expected: the progress of a fresh run: "step" is replaced, everything else must be equal.
-
-    Raises:
-        CheckpointError: the checkpoint belongs to other data or another template.
-    """
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-
-    weights, optimizer_state = get_state_dict(model, optimizer)
-    state: dict[str, Any] = {"model": weights, "optimizer": optimizer_state, "progress": dict(expected)}
-    dcp.load(state, checkpoint_id=folder)
-    progress = state["progress"]
-    for name, value in expected.items():
-        if name != "step" and progress[name] != value:
-            raise CheckpointError(f"checkpoint {folder}: made with another {name}; it cannot continue this run")
-    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-    return progress
 
 
 def _full_weights(recipe: TrainRecipe) -> dict[str, torch.Tensor]:

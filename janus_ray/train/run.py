@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import threading
 import time
@@ -11,20 +10,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from janus_ray.chat import install_template
 from janus_ray.cluster import ray_cluster
-from janus_ray.config import IfExists, resolved
-from janus_ray.errors import ConfigError, JanusError
+from janus_ray.config import IfExists
+from janus_ray.errors import ConfigError
 from janus_ray.model_folder import load_tokenizer
 from janus_ray.store.files import read_json, write_json
 from janus_ray.store.fingerprint import fingerprint
 from janus_ray.store.folder import OutputFolder, read_manifest
-from janus_ray.store.tables import read_jsonl
-from janus_ray.train.loop import METRICS_FILE, train_worker
+from janus_ray.train.checkpoint import remove_leftovers
+from janus_ray.train.launch import fit
+from janus_ray.train.loop import METRICS_FILE
 from janus_ray.train.model import load_config
 from janus_ray.train.prepare import prepare, usable_rows
 from janus_ray.train.recipe import TrainRecipe
-
-_RUN_NAME = "checkpoints"
 
 
 def train(recipe: TrainRecipe, if_exists: IfExists) -> dict[str, Any]:
@@ -33,14 +32,11 @@ def train(recipe: TrainRecipe, if_exists: IfExists) -> dict[str, Any]:
     A run that was interrupted continues from its last checkpoint with `if_exists="resume"`.
 
     Raises:
-        ConfigError, DataError, CheckpointError: the data, the base model, the folder or the cluster is not as it must
-            be; found before any worker starts where possible.
+        ConfigError, DataError, CheckpointError, TrainingError: the data, the base model, the folder or the cluster is
+            not as it must be, found before Ray starts where possible; or the run cannot go on.
     """
     # By its absolute path, because Ray's processes run in folders of their own; a hub id as it is.
     local = recipe.model_copy(update={"base_model": _absolute(recipe.base_model)})
-    usable_rows(recipe.collection)
-    load_config(recipe)
-    load_tokenizer(recipe.base_model)
     folder = OutputFolder(recipe.output_dir, recipe, if_exists)
     inputs = {"collection": recipe.collection, "base_model": recipe.base_model}
     if folder.finished and not folder.finished_with(inputs):
@@ -48,10 +44,14 @@ def train(recipe: TrainRecipe, if_exists: IfExists) -> dict[str, Any]:
     if folder.finished:
         print(f"{folder.path}: already finished")
         return read_manifest(folder.path)
+    usable_rows(recipe.collection)
+    load_config(recipe)
+    install_template(load_tokenizer(recipe.base_model))
     gpus = recipe.num_workers if recipe.use_gpu else 0
     purpose = f"train with {recipe.num_workers} workers"
     with ray_cluster(recipe.ray, recipe.num_workers + 1, purpose, needed_gpus=gpus):
         folder.begin()
+        remove_leftovers(folder.path)
         counts = _prepared(local, folder, inputs)
         print(
             f"train: {counts['rows']} rows, {counts['tokens']} tokens ({counts['supervised_tokens']} with loss) in "
@@ -60,8 +60,7 @@ def train(recipe: TrainRecipe, if_exists: IfExists) -> dict[str, Any]:
             flush=True,
         )
         with _followed(folder.path / METRICS_FILE):
-            _fit(local, folder.path, counts["template_sha256"])
-    last = read_jsonl(folder.path / METRICS_FILE)[-1]
+            last = fit(local, folder.path.absolute(), {"template_sha256": counts["template_sha256"]})
     return _finish(folder, inputs, counts, last)
 
 
@@ -89,39 +88,6 @@ def _made_from_other_inputs(folder: Path) -> ConfigError:
     )
 
 
-def _fit(recipe: TrainRecipe, folder: Path, template_sha256: str) -> None:
-    from ray.train import TrainingFailedError
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    # The package picks between two generations of these classes when it is imported, which no type checker can follow.
-    api: Any = importlib.import_module("ray.train")
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={
-            "recipe": resolved(recipe),
-            "folder": str(folder.absolute()),
-            "template_sha256": template_sha256,
-        },
-        scaling_config=api.ScalingConfig(num_workers=recipe.num_workers, use_gpu=recipe.use_gpu),
-        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if recipe.use_gpu else "gloo"),
-        run_config=api.RunConfig(
-            # The same path and name find the checkpoints of an interrupted run.
-            storage_path=str(folder.absolute()),
-            name=_RUN_NAME,
-            failure_config=api.FailureConfig(max_failures=recipe.max_failures),
-            checkpoint_config=api.CheckpointConfig(num_to_keep=recipe.keep_checkpoints),
-        ),
-    )
-    try:
-        trainer.fit()
-    except TrainingFailedError as error:
-        for failure in getattr(error, "worker_failures", {}).values():
-            cause = getattr(failure, "cause", failure)
-            if isinstance(cause, JanusError):
-                raise cause from None
-        raise
-
-
 def _absolute(base_model: str) -> str:
     return str(Path(base_model).absolute()) if Path(base_model).is_dir() else base_model
 
@@ -142,8 +108,7 @@ def _finish(
 def _followed(metrics: Path) -> Generator[None]:
     """Prints each line that the workers add to the metrics file while the block runs."""
     stop = threading.Event()
-    already = len(metrics.read_text().splitlines()) if metrics.exists() else 0
-    thread = threading.Thread(target=_follow, args=(metrics, already, stop), daemon=True)
+    thread = threading.Thread(target=_follow, args=(metrics, len(_whole_lines(metrics)), stop), daemon=True)
     thread.start()
     try:
         yield
@@ -155,7 +120,7 @@ def _followed(metrics: Path) -> Generator[None]:
 def _follow(metrics: Path, printed: int, stop: threading.Event) -> None:
     while True:
         stopping = stop.is_set()
-        lines = metrics.read_text().splitlines() if metrics.exists() else []
+        lines = _whole_lines(metrics)
         # A restart drops lines; what it does again is printed again.
         for line in lines[min(printed, len(lines)) :]:
             _print_step(json.loads(line))
@@ -163,6 +128,12 @@ def _follow(metrics: Path, printed: int, stop: threading.Event) -> None:
         if stopping:
             return
         time.sleep(0.5)
+
+
+def _whole_lines(metrics: Path) -> list[str]:
+    """The lines that are written to their end."""
+    text = metrics.read_text() if metrics.exists() else ""
+    return text[: text.rfind("\n") + 1].splitlines()
 
 
 def _print_step(record: dict[str, Any]) -> None:

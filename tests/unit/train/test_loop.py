@@ -1,0 +1,270 @@
+"""The loop in this process, without Ray: one worker, a process group of one."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+
+from janus_ray.errors import CheckpointError, TrainingError
+from janus_ray.store.tables import read_jsonl, write_parquet
+from janus_ray.train import loop
+from janus_ray.train.checkpoint import newest_healthy, progress_of, remove_leftovers
+from janus_ray.train.prepare import PACKED, ROW_GROUP_BINS
+from janus_ray.train.recipe import TrainRecipe
+from tests.tiny import write_model
+
+IDENTITY = {"template_sha256": "t"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process_group():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def bins(tmp_path_factory):
+    """Eight bins of two documents, whose second halves carry loss."""
+    random = np.random.default_rng(0)
+    rows = [
+        {
+            "input_ids": random.integers(5, 250, 40).tolist(),
+            "loss_mask": ([0] * 10 + [1] * 10) * 2,
+            "document_lengths": [20, 20],
+            "num_supervised": 20,
+        }
+        for _ in range(8)
+    ]
+    path = tmp_path_factory.mktemp("packed") / "bins.parquet"
+    write_parquet(path, pa.Table.from_pylist(rows, schema=PACKED), ROW_GROUP_BINS)
+    return path
+
+
+@pytest.fixture
+def run(base, bins, tmp_path):
+    """Runs the loop: six steps, a checkpoint after every second."""
+
+    def start(folder=tmp_path / "run", checkpoint=None, base_model=base, **changes):
+        if not folder.exists():
+            (folder / "packed").mkdir(parents=True)
+            shutil.copy(bins, folder / "packed" / "bins.parquet")
+        settings = {
+            "max_length": 64,
+            "bins_per_step": 4,
+            "epochs": 3,
+            "learning_rate": 1e-2,
+            "warmup_steps": 0,
+            "precision": "fp32",
+            "activation_checkpointing": False,
+            "checkpoint_every_steps": 2,
+            "log_every_steps": 1,
+            **changes,
+        }
+        recipe = TrainRecipe(collection="c", base_model=str(base_model), output_dir=str(folder), **settings)
+        return loop.train_loop(recipe, folder, IDENTITY, checkpoint, torch.device("cpu"))
+
+    return start
+
+
+def checkpoints(folder):
+    return sorted(path.name for path in (folder / "checkpoints").iterdir() if path.name != ".staging")
+
+
+def losses(folder):
+    return [row["loss"] for row in read_jsonl(folder / "metrics.jsonl")]
+
+
+def test_a_run_goes_on_from_a_checkpoint_where_it_was_wherever_the_folder_lies(run, tmp_path):
+    last = run()
+    assert last == {"step": 6, "loss": losses(tmp_path / "run")[-1]}
+    assert checkpoints(tmp_path / "run") == ["checkpoint_00000004", "checkpoint_00000006"]
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    shutil.rmtree(moved / "checkpoints" / "checkpoint_00000006")
+    before = losses(moved)
+    checkpoint, complaints = newest_healthy(moved)
+    assert (checkpoint, complaints) == (moved / "checkpoints" / "checkpoint_00000004", [])
+    again = run(moved, checkpoint)
+    assert again["loss"] == pytest.approx(last["loss"], rel=1e-5)
+    assert losses(moved) == pytest.approx(before, rel=1e-5)
+    assert (moved / "model" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("file", ["__0_0.distcp", ".metadata", "checkpoint.json"])
+@pytest.mark.parametrize("damage", ["halved", "missing", "overwritten"])
+def test_a_damaged_checkpoint_is_passed_over_and_named(run, tmp_path, file, damage, finished):
+    folder = shutil.copytree(finished, tmp_path / "copy")
+    path = folder / "checkpoints" / "checkpoint_00000006" / file
+    whole = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(whole[: len(whole) // 2] + b"\0" * (len(whole) // 2 if damage == "overwritten" else 0))
+    healthy, complaints = newest_healthy(folder)
+    assert healthy == folder / "checkpoints" / "checkpoint_00000004"
+    assert len(complaints) == 1
+    assert "checkpoint_00000006" in complaints[0]
+    assert file in complaints[0]
+    assert "\n" not in complaints[0]
+
+
+@pytest.fixture(scope="module")
+def finished(base, bins, tmp_path_factory):
+    """The folder of a run that went through."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    (folder / "packed").mkdir(parents=True)
+    shutil.copy(bins, folder / "packed" / "bins.parquet")
+    recipe = TrainRecipe(
+        collection="c",
+        base_model=str(base),
+        output_dir=str(folder),
+        max_length=64,
+        bins_per_step=4,
+        epochs=3,
+        learning_rate=1e-2,
+        warmup_steps=0,
+        precision="fp32",
+        activation_checkpointing=False,
+        checkpoint_every_steps=2,
+    )
+    loop.train_loop(recipe, folder, IDENTITY, None, torch.device("cpu"))
+    return folder
+
+
+def test_foreign_folders_among_the_checkpoints_are_left_alone_and_never_used(run, finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "copy")
+    kept = folder / "checkpoints" / "checkpoint_best"
+    shutil.copytree(folder / "checkpoints" / "checkpoint_00000006", kept)
+    (folder / "checkpoints" / "checkpoint_00000009").mkdir()
+    healthy, complaints = newest_healthy(folder)
+    assert healthy == folder / "checkpoints" / "checkpoint_00000006"
+    assert ["checkpoint_00000009" in complaint for complaint in complaints] == [True]
+    shutil.rmtree(healthy)
+    run(folder, newest_healthy(folder)[0])
+    assert checkpoints(folder) == ["checkpoint_00000004", "checkpoint_00000006", "checkpoint_best"]
+    assert newest_healthy(tmp_path / "nothing") == (None, [])
+
+
+def test_a_checkpoint_of_another_run_is_refused(run, finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "copy")
+    checkpoint = folder / "checkpoints" / "checkpoint_00000004"
+    with pytest.raises(CheckpointError, match="made with another plan_sha256"):
+        run(folder, checkpoint, seed=1)
+    record = json.loads((checkpoint / "checkpoint.json").read_text())
+    record["progress"]["template_sha256"] = "other"
+    (checkpoint / "checkpoint.json").write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match="made with another template_sha256"):
+        run(folder, checkpoint)
+
+
+def test_a_checkpoint_of_another_model_is_refused_in_one_line(run, finished, tmp_path):
+    wider = write_model(tmp_path / "base", layers=3)
+    folder = shutil.copytree(finished, tmp_path / "copy")
+    with pytest.raises(CheckpointError, match="does not fit this model") as caught:
+        run(folder, folder / "checkpoints" / "checkpoint_00000004", base_model=wider)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_rate_that_spoils_the_weights_stops_the_run_and_exports_nothing(run, tmp_path):
+    with pytest.raises(TrainingError, match=r"^step 2: the (loss|gradient norm) is not finite") as caught:
+        run(learning_rate=1e30)
+    assert "no checkpoint" in str(caught.value)
+    assert "learning_rate" in str(caught.value)
+    assert newest_healthy(tmp_path / "run") == (None, [])
+    assert not (tmp_path / "run" / "model").exists()
+    assert all(np.isfinite(losses(tmp_path / "run")))
+
+
+def test_the_last_step_is_looked_at_as_well(run, tmp_path):
+    with pytest.raises(TrainingError, match=r"^after step 1: the loss is not finite"):
+        run(learning_rate=1e30, max_steps=1)
+    assert newest_healthy(tmp_path / "run") == (None, [])
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_loss_that_turns_bad_leaves_the_last_healthy_checkpoint(run, tmp_path, monkeypatch):
+    plain, calls = loop.summed_loss, []
+
+    def turning(model, batch):
+        calls.append(batch)
+        # Two micro-batches a step, one look before each checkpoint: the sixth is of the third step.
+        return plain(model, batch) * (float("inf") if len(calls) == 6 else 1)
+
+    monkeypatch.setattr(loop, "summed_loss", turning)
+    with pytest.raises(TrainingError, match=r"^step 3: the loss is not finite .*the checkpoint of step 2 is kept"):
+        run()
+    assert checkpoints(tmp_path / "run") == ["checkpoint_00000002"]
+    healthy, complaints = newest_healthy(tmp_path / "run")
+    assert complaints == []
+    assert progress_of(healthy)["step"] == 2
+    assert len(losses(tmp_path / "run")) == 2
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_one_value_in_the_base_that_is_not_finite_stops_before_the_first_step(run, base, tmp_path, value):
+    from safetensors.torch import load_file, save_file
+
+    spoilt = shutil.copytree(base, tmp_path / "base")
+    weights = load_file(spoilt / "model.safetensors")
+    # A row that no token of the data uses: no loss would ever show it.
+    weights["model.embed_tokens.weight"][300, 3] = value
+    save_file(weights, spoilt / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TrainingError, match=r"model\.embed_tokens\.weight holds values that are not finite.*step 1"):
+        run(base_model=spoilt)
+    assert not (tmp_path / "run" / "model").exists()
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_full_disk_at_a_checkpoint_names_the_folder_and_keeps_the_older_one(run, finished, tmp_path, monkeypatch):
+    folder = shutil.copytree(finished, tmp_path / "copy")
+    shutil.rmtree(folder / "checkpoints" / "checkpoint_00000006")
+    shutil.rmtree(folder / "model")
+    plain = dcp.filesystem._write_item
+
+    def full(*arguments, **keywords):
+        plain(*arguments, **keywords)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(CheckpointError, match="No space left on device") as caught:
+        patched.setattr(dcp.filesystem, "_write_item", full)
+        run(folder, newest_healthy(folder)[0])
+    assert str(folder / "checkpoints" / "checkpoint_00000006") in str(caught.value)
+    assert "--if-exists resume" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert checkpoints(folder) == ["checkpoint_00000004"]
+    assert list((folder / "checkpoints" / ".staging").iterdir()) == []
+    assert not (folder / "model").exists()
+    assert run(folder, newest_healthy(folder)[0])["step"] == 6
+
+
+def test_another_failure_during_a_save_is_not_taken_for_a_full_disk(run, monkeypatch):
+    def lost(*arguments, **keywords):
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(dcp, "save", lost)
+    with pytest.raises(RuntimeError, match="Connection closed by peer") as caught:
+        run()
+    assert not isinstance(caught.value, CheckpointError)
+
+
+def test_leftovers_of_a_killed_save_are_removed(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "copy")
+    left = folder / "checkpoints" / ".staging" / "checkpoint_00000008"
+    left.mkdir(parents=True)
+    (left / "__0_0.distcp").write_text("half of it")
+    remove_leftovers(folder)
+    assert not left.exists()
+    assert newest_healthy(folder)[0] == folder / "checkpoints" / "checkpoint_00000006"
