@@ -242,7 +242,7 @@ def _why_not_written(error: BaseException) -> str | None:
     if isinstance(error, ConnectionError):
         return None
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+        return f"{error.strerror} ({Path(error.filename).name})" if error.filename else error.strerror
     if isinstance(error, OSError | DataError | SafetensorError) or _NOT_WRITTEN.search(str(error)):
         return _first_line(error)
     return None

@@ -13,9 +13,14 @@ import psutil
 import pytest
 import torch
 
+<<<<<<< HEAD
 from janus_ray.chat import conversation, encode_example, encode_prompt
 from janus_ray.errors import ConfigError
 from janus_ray.model_folder import check_model_folder, load_tokenizer
+=======
+from janus_ray.chat import check_model_folder, conversation, encode_example, encode_prompt
+from janus_ray.errors import CheckpointError, ConfigError
+>>>>>>> c6d16ae (What could not be written is named with its file)
 from janus_ray.store.folder import read_manifest
 from janus_ray.store.tables import read_jsonl
 from janus_ray.train import run as run_module
@@ -151,7 +156,7 @@ def test_a_run_that_gave_up_is_resumed_by_its_recipe(recipe_for, tmp_path):
     (tmp_path / "out" / "recipe.json").write_text(recipe.model_dump_json())
     # A file where the model's folder must be written.
     (tmp_path / "out" / ".model.partial").write_text("in the way")
-    with pytest.raises(Exception, match=r"\.model\.partial"):
+    with pytest.raises(CheckpointError, match=r"out/model cannot be written: File exists \(\.model\.partial\)"):
         train(recipe, "resume")
     (tmp_path / "out" / ".model.partial").unlink()
     before = (tmp_path / "out" / "metrics.jsonl").read_text()
