@@ -13,14 +13,9 @@ import psutil
 import pytest
 import torch
 
-<<<<<<< HEAD
 from janus_ray.chat import conversation, encode_example, encode_prompt
-from janus_ray.errors import ConfigError
-from janus_ray.model_folder import check_model_folder, load_tokenizer
-=======
-from janus_ray.chat import check_model_folder, conversation, encode_example, encode_prompt
 from janus_ray.errors import CheckpointError, ConfigError
->>>>>>> c6d16ae (What could not be written is named with its file)
+from janus_ray.model_folder import check_model_folder, load_tokenizer
 from janus_ray.store.folder import read_manifest
 from janus_ray.store.tables import read_jsonl
 from janus_ray.train import run as run_module
