@@ -5,6 +5,11 @@ Read by us:
     JANUS_LOG_LEVEL     level of our own log lines: DEBUG, INFO (default), WARNING, ERROR
     JANUS_EXPECT_GPU    "1" turns a skipped gpu test into a failure (for machines that must have one)
     RAY_ADDRESS         connect to this Ray cluster instead of starting a local one
+    HF_ENDPOINT         address of the Hugging Face hub, or of a mirror
+    HF_HUB_OFFLINE      "1" takes models and datasets from the hub's cache alone
+    HF_TOKEN            opens what is private or gated on the hub
+    HF_HOME             where the hub's cache lies; HF_HUB_CACHE names the cache itself
+    http_proxy          proxy for endpoints and the hub, with https_proxy and no_proxy; loopback is reached directly
     RAY_AUTH_MODE       "token" or "disabled"; a local cluster that we start takes "disabled" when it is unset
 
 API keys are read from the variable that an endpoint of the recipe names (`api_key_env`), at the moment they are
@@ -38,6 +43,24 @@ def set_quiet_defaults() -> None:
     """Turns telemetry and third-party chatter off for this process and its children; the user's settings win."""
     for name, value in QUIET_DEFAULTS.items():
         os.environ.setdefault(name, value)
+
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+def reach_loopback_directly() -> None:
+    """Keeps requests to this machine away from a proxy, in this process and its children.
+
+    What a job starts itself (the miniature's teacher, a server it waits for) listens on loopback, where a proxy finds
+    another machine or none. Clients differ in which spelling of no_proxy they read, so both get the same value.
+    """
+    names = [
+        name for value in (os.environ.get("no_proxy"), os.environ.get("NO_PROXY")) for name in (value or "").split(",")
+    ]
+    stated = list(dict.fromkeys(name.strip() for name in names if name.strip()))
+    if "*" in stated:
+        return
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join([*stated, *(n for n in _LOOPBACK if n not in stated)])
 
 
 def log_level() -> str:

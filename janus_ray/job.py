@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from janus_ray.config import AnyRecipe, IfExists, load_recipe, resolved
-from janus_ray.env import log_level, native_log_path, set_quiet_defaults
+from janus_ray.env import log_level, native_log_path, reach_loopback_directly, set_quiet_defaults
 from janus_ray.errors import JanusError
 
 
@@ -64,6 +64,7 @@ def run_job(
     """The process boundary of a job: parse, run, and turn an error for a person into one line and exit code 2."""
     parsed = job_arguments(doc).parse_args(arguments)
     set_quiet_defaults()
+    reach_loopback_directly()
     keep_native_logs_off_the_terminal()
     try:
         recipe = load_recipe(recipe_type, parsed.recipes, parsed.overrides)

@@ -10,12 +10,12 @@ def well_formed(text: str) -> str:
 
     JSON may escape half of a surrogate pair, which Python reads into a text that no file, socket or hash takes.
     """
-    if text.isascii():
-        return text
-    # A pair that was escaped as two halves is one character; what is left over is not.
-    joined = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    assert not any("\ud800" <= character <= "\udfff" for character in joined)
-    return joined
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # A pair that was escaped as two halves is one character; what is left over is not.
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
 
 
 def well_formed_values(value: Any) -> Any:

@@ -1,9 +1,10 @@
-"""Tables: JSON lines and Parquet, whatever shape they have."""
+"""Tables: rows of whatever file, folder or published dataset there is, and our own JSON lines and Parquet."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,48 @@ import pyarrow.parquet as pq
 
 from janus_ray.errors import DataError
 from janus_ray.store.files import written_beside
+from janus_ray.store.hub import dataset_files
+from janus_ray.store.text_rows import LFS_POINTER, json_lines, text_rows
+from janus_ray.text import well_formed_values
+
+_BATCH_ROWS = 1024
+_MAGIC = b"PAR1"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a table and where it stands: "line 12" as an editor counts, or "part-0001.parquet, row 3" from 1."""
+
+    place: str
+    values: dict[str, Any]
+
+
+def read_rows(source: str, *, split: str = "train") -> Iterator[Row]:
+    """Reads rows one after another, whatever holds them.
+
+    A file's content says what it is: Parquet, JSON lines or a JSON array; .csv and .tsv are tables with a header. Texts
+    are well-formed; other values are as the file has them.
+
+    Args:
+        source: a file, a folder of such files, or the id of a published dataset ("org/name", "org/name@revision").
+        split: which part of a published dataset, or of a folder whose files are named by split.
+
+    Raises:
+        DataError: one line with the source, the place, and what is wrong.
+    """
+    path = Path(os.path.expanduser(source))
+    files = [(path, "")] if path.is_file() else [(file, f"{file.name}, ") for file in dataset_files(source, split)]
+    for file, prefix in files:
+        if is_parquet(file):
+            for number, values in _parquet_rows(file):
+                yield Row(f"{prefix}row {number}", values)
+        else:
+            for number, values in text_rows(file):
+                yield Row(f"{prefix}line {number}", values)
 
 
 def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
-    """Reads one JSON object per line; empty lines are skipped.
+    """Reads one JSON object per line, as `write_jsonl` writes them; empty lines are skipped.
 
     Raises:
         DataError: the file is missing, or a line is not a JSON object (its number is named).
@@ -23,19 +62,71 @@ def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: {'is a folder, expected a file' if path.is_dir() else 'no such file'}")
-    rows = []
-    with path.open(encoding="utf-8", errors="replace") as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}, line {number}: not valid JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise DataError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
-            rows.append(row)
-    return rows
+    return [values for _, values in json_lines(path)]
+
+
+def is_parquet(path: Path) -> bool:
+    """Whether a file is Parquet, by its content; by its name where it is empty.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(len(_MAGIC))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    return head == _MAGIC or (not head and path.suffix == ".parquet")
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a Parquet file, numbered from 1.
+
+    Raises:
+        DataError: the file is not whole, or a value cannot be read.
+    """
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            _check_columns(file.schema_arrow.names, path)
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS):
+                for values in _listed(batch, path, number):
+                    number += 1
+                    yield number, well_formed_values(values)
+    except (pa.ArrowException, OSError) as error:
+        raise _not_parquet(path, error) from None
+
+
+def _listed(batch: pa.RecordBatch, path: Path, before: int) -> list[dict[str, Any]]:
+    """The batch as Python values.
+
+    Raises:
+        DataError: a text is not UTF-8, or a date or number has no Python value; with its row.
+    """
+    try:
+        return batch.to_pylist()
+    except (ValueError, OverflowError) as error:
+        if len(batch) == 1:
+            reason = "a text is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error).splitlines()[0]
+            raise DataError(f"{path}, row {before + 1}: {reason}") from None
+        half = len(batch) // 2
+        return _listed(batch.slice(0, half), path, before) + _listed(batch.slice(half), path, before + half)
+
+
+def _check_columns(names: Sequence[str], path: Path) -> None:
+    if twins := [name for name in names if names.count(name) > 1]:
+        raise DataError(f"{path}: two columns are named {twins[0]!r}")
+
+
+def _not_parquet(path: Path, error: Exception) -> DataError:
+    with path.open("rb") as stream:
+        head = stream.read(len(LFS_POINTER))
+    if head == LFS_POINTER:
+        return DataError(f"{path}: is a Git LFS pointer, not the data itself: run `git lfs pull` where it was cloned")
+    if not head:
+        return DataError(f"{path}: is empty, not a Parquet file")
+    cut = " (it seems cut off)" if head.startswith(_MAGIC) else ""
+    return DataError(f"{path}: not a Parquet file{cut}: {str(error).splitlines()[0]}")
 
 
 def write_parquet(path: Path | str, table: pa.Table, row_group_rows: int | None = None) -> None:
@@ -58,10 +149,11 @@ def parquet_files(path: Path | str) -> list[Path]:
 
 
 def read_parquet(path: Path | str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Reads a Parquet file or a folder of them.
+    """Reads a Parquet file or a folder of them, as our stages write them.
 
     Raises:
-        DataError: nothing is there, a file is not Parquet, or a column is missing (those present are named).
+        DataError: nothing is there, a file is not Parquet, a column is missing (those present are named), or two files
+            hold different types in one.
     """
     tables = []
     for file in parquet_files(path):
@@ -71,6 +163,9 @@ def read_parquet(path: Path | str, columns: Sequence[str] | None = None) -> pa.T
             if missing:
                 raise DataError(f"{file}: no column {missing[0]!r}; it has: {', '.join(present)}")
             tables.append(pq.read_table(file, columns=list(columns) if columns else None))
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DataError(f"{file}: not a Parquet file: {str(error).splitlines()[0]}") from None
-    return pa.concat_tables(tables, promote_options="default")
+        except (pa.ArrowException, OSError) as error:
+            raise _not_parquet(file, error) from None
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise DataError(f"{path}: its files do not fit together: {str(error).splitlines()[0]}") from None

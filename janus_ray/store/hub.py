@@ -1,0 +1,370 @@
+"""Models and datasets of the Hugging Face hub, as folders and files on this machine.
+
+A reference is a local path or the id of something on the hub, "org/name" or "org/name@revision". What lies here comes
+first; an id is downloaded into the hub's own cache, which every job and every library shares. `HF_ENDPOINT`,
+`HF_HUB_OFFLINE`, `HF_TOKEN` and `HF_HOME` mean what huggingface_hub says they mean.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from janus_ray.errors import CheckpointError, DataError, JanusError
+
+Kind = Literal["model", "dataset"]
+Anything = TypeVar("Anything")
+
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_TIMEOUT_S = 10.0
+_SHOWN_CHARACTERS = 200
+# What loading a model reads. Subfolders hold the same weights for other programs.
+_MODEL_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "LICENSE*"]
+_NOT_MODEL_FILES = ["*/*", "consolidated*"]
+# The first kind that is there is read: a folder of Parquet often has JSON files that describe it.
+_DATA_ENDINGS = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
+_NOT_DATA = (
+    "manifest.json",
+    "recipe.json",
+    "dataset_info.json",
+    "dataset_infos.json",
+    "dataset_dict.json",
+    "state.json",
+)
+_SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+}
+
+
+class Revision(NamedTuple):
+    """An id on the hub, taken apart."""
+
+    name: str
+    revision: str | None
+
+
+def hub_id(reference: str) -> Revision | None:
+    """The id and revision, where a reference is not something on this machine and has the form of an id."""
+    if os.path.exists(os.path.expanduser(reference)) or not _ID.fullmatch(reference):
+        return None
+    name, _, revision = reference.partition("@")
+    return Revision(name, revision or None)
+
+
+def model_folder(reference: str) -> Path:
+    """The local folder of a model: the folder itself, or the snapshot of a published one, downloaded if need be.
+
+    On a cluster the cache (HF_HOME) has to lie where every node sees it, as every other folder of a job.
+
+    Raises:
+        CheckpointError: there is no such folder or model, or it cannot be fetched.
+    """
+    local = Path(os.path.expanduser(reference))
+    if local.is_dir():
+        return local
+    if local.exists():
+        raise CheckpointError(f"model {reference}: is a file, expected a model folder")
+    if (found := hub_id(reference)) is None:
+        raise CheckpointError(f"model {reference}: no such folder, and not the id of a published model (org/name)")
+    folder = _snapshot("model", found, [*_MODEL_FILES, "*.safetensors"])
+    if not any(folder.glob("*.safetensors")):
+        folder = _snapshot("model", found, [*_MODEL_FILES, "pytorch_model*.bin*"])
+    return folder
+
+
+def dataset_files(reference: str, split: str = "train") -> list[Path]:
+    """The files that hold a split of a dataset, in name order: of a local folder, or of a published dataset.
+
+    A published dataset's own configuration says which files belong to a split; without one, and in a local folder,
+    their names do ("train-00000-of-00003.parquet", "test.jsonl").
+
+    Raises:
+        DataError: there is no such folder, dataset or split, it holds no Parquet, JSON or CSV file, or a part of it is
+            missing.
+    """
+    local = Path(os.path.expanduser(reference))
+    if local.is_dir():
+        names = _data_names(file.name for file in local.iterdir() if file.is_file())
+        if not names and (local / "data").is_dir():
+            names = _data_names(f"data/{file.name}" for file in (local / "data").iterdir() if file.is_file())
+        if not names:
+            raise DataError(f"{reference}: holds no .parquet file, and no .jsonl, .json or .csv file either")
+        return [local / name for name in _of_split(reference, names, split)]
+    if (found := hub_id(reference)) is None:
+        raise DataError(f"{reference}: no such file or folder, and not the id of a published dataset (org/name)")
+    return _published_files(reference, found, split)
+
+
+def _published_files(reference: str, found: Revision, split: str) -> list[Path]:
+    names = _names(found)
+    card = _card(_snapshot("dataset", found, ["README.md"]) / "README.md") if "README.md" in names else {}
+    chosen = _of_card(reference, card, names, split)
+    if chosen is None:
+        chosen = _of_split(reference, _data_names(names), split)
+    folder = _snapshot("dataset", found, [glob.escape(name) for name in chosen])
+    return [folder / name for name in chosen]
+
+
+def _names(found: Revision) -> list[str]:
+    """Names of a published dataset's files: as the hub lists them or, where it cannot be asked, as it once did."""
+    if (names := _listed("dataset", found)) is not None:
+        return names
+    commit = cached_commit("dataset", found)
+    folder = _snapshot("dataset", found, ["README.md"])
+    assert commit is not None
+
+    from huggingface_hub import get_cached_repo_tree
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError
+
+    try:
+        return [
+            entry.path
+            for entry in get_cached_repo_tree(
+                found.name, repo_type="dataset", revision=commit, cache_dir=cache_folder()
+            )
+        ]
+    except CachedRepoTreeNotFoundError:
+        # Not fetched by a version that keeps the list.
+        return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+
+
+def _data_names(names: Iterable[str]) -> list[str]:
+    """The data files among the names, of the first kind that there is, in order."""
+    names = sorted(
+        name
+        for name in names
+        if not any(part.startswith(".") for part in name.split("/")) and _base(name) not in _NOT_DATA
+    )
+    for ending in _DATA_ENDINGS:
+        found = [name for name in names if ending in (Path(name).suffix, Path(name.removesuffix(".gz")).suffix)]
+        if found:
+            return found
+    return []
+
+
+def _of_split(reference: str, names: Sequence[str], split: str) -> list[str]:
+    """The files whose names carry the split, or all where no name carries one."""
+    if not names:
+        raise DataError(f"{reference}: holds no .parquet, .jsonl, .json or .csv file")
+    labels = {name: _label(name) for name in names}
+    present = sorted({label or "train" for label in labels.values()})
+    wanted = _SPLIT_NAMES.get(split, split)
+    # Where names tell no splits apart, all files are the one split that there is.
+    chosen = [name for name, label in labels.items() if (label or "train") == wanted]
+    if not chosen:
+        raise DataError(f"{reference}: no split {split!r}; it has: {', '.join(present)}")
+    _check_shards(reference, chosen)
+    return chosen
+
+
+def _label(name: str) -> str | None:
+    words = re.split(r"[^a-z0-9]+", name.lower())
+    return next((_SPLIT_NAMES[word] for word in words if word in _SPLIT_NAMES), None)
+
+
+def _check_shards(reference: str, names: Iterable[str]) -> None:
+    """Refuses a set of files "…-00001-of-00003…" that is not whole: what is missing would be missed by nobody."""
+    parts: dict[tuple[str, int], set[int]] = {}
+    for name in names:
+        if match := re.search(r"^(.*?)-?(\d{4,6})-of-(\d{4,6})", name):
+            parts.setdefault((match[1], int(match[3])), set()).add(int(match[2]))
+    for (prefix, count), there in parts.items():
+        first = 1 if count in there else 0
+        if missing := sorted(set(range(first, first + count)) - there):
+            raise DataError(f"{reference}: {prefix}: part {missing[0]:05d} of {count} is missing; fetch it again")
+
+
+def _card(file: Path) -> dict[str, Any]:
+    """The YAML part of a dataset's README; empty where there is none that can be read."""
+    import yaml
+    from huggingface_hub.repocard import metadata_load
+
+    try:
+        return metadata_load(file) or {}
+    # Somebody wrote this page by hand; without it the files' names decide.
+    except (yaml.YAMLError, ValueError, OSError):
+        return {}
+
+
+def _of_card(reference: str, card: dict[str, Any], names: Sequence[str], split: str) -> list[str] | None:
+    """The files that a dataset's own configuration names for the split; None where it names none at all."""
+    stated = card.get("configs")
+    configurations = [
+        one for one in (stated if isinstance(stated, list) else []) if isinstance(one, dict) and one.get("data_files")
+    ]
+    if not configurations:
+        return None
+    marked = [one for one in configurations if one.get("default") or one.get("config_name") == "default"]
+    chosen = marked[:1] or configurations
+    if len(chosen) > 1:
+        titles = ", ".join(str(one.get("config_name")) for one in chosen)
+        raise DataError(f"{reference}: has several configurations ({titles}); download one and name its folder")
+    entries = chosen[0]["data_files"]
+    if not (isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)):
+        entries = [{"split": "train", "path": entries}]
+    by_split = {str(entry.get("split", "train")): entry.get("path") for entry in entries}
+    if split not in by_split:
+        raise DataError(f"{reference}: no split {split!r}; it has: {', '.join(sorted(by_split))}")
+    stated = by_split[split]
+    patterns = [str(pattern).removeprefix("./") for pattern in (stated if isinstance(stated, list) else [stated])]
+    found = sorted({name for name in names for pattern in patterns if fnmatch.fnmatch(name, pattern)})
+    if not found:
+        raise DataError(f"{reference}: no file for split {split!r} ({', '.join(patterns)}) is there")
+    _check_shards(reference, found)
+    return found
+
+
+def _base(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def endpoint() -> str:
+    """The hub's address (HF_ENDPOINT)."""
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
+def cache_folder() -> Path:
+    """Where huggingface_hub keeps what it has fetched (HF_HUB_CACHE, HF_HOME)."""
+    from huggingface_hub import constants
+
+    if cache := os.environ.get("HF_HUB_CACHE"):
+        return Path(os.path.expanduser(cache))
+    if home := os.environ.get("HF_HOME"):
+        return Path(os.path.expanduser(home)) / "hub"
+    return Path(constants.HF_HUB_CACHE)
+
+
+def cached_commit(kind: Kind, found: Revision) -> str | None:
+    """The commit at which a model or dataset lies in the cache; None where it does not."""
+    folder = cache_folder() / f"{kind}s--{found.name.replace('/', '--')}"
+    commit = found.revision
+    if not (commit and _COMMIT.fullmatch(commit)):
+        try:
+            commit = (folder / "refs" / (found.revision or "main")).read_text().strip()
+        except OSError:
+            return None
+    return commit if commit and (folder / "snapshots" / commit).is_dir() else None
+
+
+def _listed(kind: Kind, found: Revision) -> list[str] | None:
+    """Names of the files on the hub; None where it cannot be asked and the cache holds the id."""
+    if _offline():
+        return None
+
+    def ask() -> list[str]:
+        from huggingface_hub import HfApi
+
+        api = HfApi(endpoint=endpoint())
+        look = api.model_info if kind == "model" else api.dataset_info
+        return [
+            entry.rfilename for entry in look(found.name, revision=found.revision, timeout=_TIMEOUT_S).siblings or []
+        ]
+
+    try:
+        return _in_one_line(kind, found, ask)
+    except _NotReached:
+        if cached_commit(kind, found) is None:
+            raise
+        return None
+
+
+def _snapshot(kind: Kind, found: Revision, patterns: list[str] | None) -> Path:
+    """The folder in the cache with the files that match, fetched if need be.
+
+    Raises:
+        CheckpointError, DataError: it cannot be had; one line.
+    """
+    # Asked for first, because this request has a time limit and a snapshot's has none.
+    reachable = _listed(kind, found) is not None
+
+    def fetch() -> Path:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.utils import disable_progress_bars
+
+        if not sys.stderr.isatty():
+            disable_progress_bars()
+        return Path(
+            snapshot_download(
+                found.name,
+                repo_type=kind,
+                revision=found.revision,
+                endpoint=endpoint(),
+                cache_dir=cache_folder(),
+                local_files_only=not reachable,
+                allow_patterns=patterns,
+                ignore_patterns=_NOT_MODEL_FILES if kind == "model" else None,
+                etag_timeout=_TIMEOUT_S,
+            )
+        )
+
+    return _in_one_line(kind, found, fetch)
+
+
+def _offline() -> bool:
+    from huggingface_hub import constants
+
+    return constants.is_offline_mode()
+
+
+class _NotReached(CheckpointError, DataError):
+    """The hub did not answer."""
+
+
+def _in_one_line(kind: Kind, found: Revision, act: Callable[[], Anything]) -> Anything:
+    """Does something with the hub and says in one line why it did not work.
+
+    Raises:
+        CheckpointError, DataError: by kind.
+    """
+    import httpx2
+    from huggingface_hub import errors
+
+    title = f"{kind} {found.name}" + (f"@{found.revision}" if found.revision else "")
+    problem: type[JanusError] = CheckpointError if kind == "model" else DataError
+    try:
+        return act()
+    except errors.GatedRepoError:
+        reason = "its owner gives access on request: ask on its page, then set HF_TOKEN"
+    except errors.RevisionNotFoundError:
+        reason = f"{endpoint()} has it, but not this revision"
+    except errors.RepositoryNotFoundError:
+        reason = f"no such folder here, and no such {kind} on {endpoint()} (a private one needs HF_TOKEN)"
+    except errors.IncompleteSnapshotError:
+        reason = f"only a part of it is in the cache ({cache_folder()}), and {_why_not_asked()}"
+    except errors.LocalEntryNotFoundError:
+        reason = f"no such folder here, not in the cache ({cache_folder()}), and {_why_not_asked()}"
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code
+        reason = (
+            f"{endpoint()} answers HTTP {status}{f': {said}' if (said := _first_line(error.server_message)) else ''}"
+        )
+        problem = _NotReached if status == 429 or status >= 500 else problem
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        reason, problem = f"no such folder here, and {endpoint()} cannot be reached ({_first_line(error)})", _NotReached
+    except (errors.HFValidationError, OSError) as error:
+        reason = _first_line(error)
+    raise problem(f"{title}: {reason}") from None
+
+
+def _why_not_asked() -> str:
+    return "HF_HUB_OFFLINE is set" if _offline() else f"{endpoint()} cannot be reached"
+
+
+def _first_line(what: object) -> str:
+    """The first line of an error's text, or its type where it has none."""
+    line = next(iter(str(what or "").splitlines()), "")[:_SHOWN_CHARACTERS]
+    return line or (type(what).__name__ if isinstance(what, Exception) else "")
