@@ -87,6 +87,9 @@ def reached(monkeypatch: pytest.MonkeyPatch, cache: Path, *repositories: Reposit
 
     with hub(*repositories) as state:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        # The library reads its address once, when it is imported.
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, state.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "ENDPOINT", state.url)
         for name, value in state.environment(cache).items():
             monkeypatch.setenv(name, value)
