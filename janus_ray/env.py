@@ -11,6 +11,7 @@ Read by us:
     HF_HOME             where the hub's cache lies; HF_HUB_CACHE names the cache itself
     http_proxy          proxy for endpoints and the hub, with https_proxy and no_proxy; loopback is reached directly
     RAY_AUTH_MODE       "token" or "disabled"; a local cluster that we start takes "disabled" when it is unset
+    http_proxy, ...     as every HTTP library reads them, for endpoints elsewhere; this machine is reached directly
 
 API keys are read from the variable that an endpoint of the recipe names (`api_key_env`), at the moment they are
 needed, and are never written anywhere.
@@ -18,8 +19,12 @@ needed, and are never written anywhere.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import tempfile
+import urllib.request
+from typing import Any
+from urllib.parse import urlsplit
 
 from janus_ray.errors import ConfigError
 
@@ -94,3 +99,21 @@ def api_key(variable: str | None) -> str:
     if not (value.isascii() and value.isprintable()):
         raise ConfigError(f"the key in the environment variable {variable} holds characters that no header can carry")
     return value
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a URL names this machine: no proxy stands between a job and what runs beside it."""
+    host = (urlsplit(url).hostname or "").rstrip(".")
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback or address.is_unspecified
+
+
+def open_directly(url: str, timeout_s: float) -> Any:
+    """Opens a URL of this machine without a proxy, whatever http_proxy says; raises what `urllib.request` raises."""
+    return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=timeout_s)

@@ -21,9 +21,9 @@ from starlette.routing import Route
 
 @dataclass
 class Reply:
-    """What the endpoint answers; a str body goes out as it is, a dict as JSON."""
+    """What the endpoint answers; text and bytes go out as they are, a dict or a list as JSON."""
 
-    body: dict[str, Any] | str = ""
+    body: dict[str, Any] | list[Any] | str | bytes = ""
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     delay_s: float = 0.0
@@ -52,9 +52,17 @@ def chat_reply(text: str, finish_reason: str = "stop", **changes: Any) -> Reply:
     return Reply({**body, **changes})
 
 
+def as_response(reply: Reply) -> Response:
+    if isinstance(reply.body, dict | list):
+        return JSONResponse(reply.body, reply.status, reply.headers)
+    return Response(reply.body, reply.status, {"content-type": "application/json", **reply.headers})
+
+
 @contextmanager
 def loopback(
-    answer: Callable[[int, dict[str, Any]], Reply], models: tuple[str, ...] = ("m",), models_status: int = 200
+    answer: Callable[[int, dict[str, Any]], Reply],
+    models: tuple[str, ...] | Reply = ("m",),
+    models_status: int = 200,
 ) -> Generator[Loopback]:
     """Serves on a free port; `answer` gets the number of the chat request and its body."""
     listener = socket.socket()
@@ -72,11 +80,11 @@ def loopback(
         state.peak_in_flight = max(state.peak_in_flight, in_flight)
         await asyncio.sleep(reply.delay_s)
         in_flight -= 1
-        if isinstance(reply.body, dict):
-            return JSONResponse(reply.body, reply.status, reply.headers)
-        return Response(reply.body, reply.status, {"content-type": "application/json", **reply.headers})
+        return as_response(reply)
 
     async def list_models(request: Request) -> Response:
+        if isinstance(models, Reply):
+            return as_response(models)
         data = [{"id": name, "object": "model", "created": 0, "owned_by": "t"} for name in models]
         return JSONResponse({"object": "list", "data": data}, models_status)
 

@@ -23,8 +23,9 @@ from janus_ray.data.annotate import Annotator
 from janus_ray.data.recipe import CollectRecipe
 from janus_ray.data.sources import read_instructions
 from janus_ray.errors import GenerationError
-from janus_ray.llm.client import ChatClient, check_endpoint
-from janus_ray.llm.endpoint import Endpoint
+from janus_ray.llm.check import check_endpoint
+from janus_ray.llm.client import ChatClient
+from janus_ray.llm.endpoint import Endpoint, ReachedEndpoint
 from janus_ray.llm.ledger import Ledger
 from janus_ray.progress import ProgressLine
 from janus_ray.records import COLLECTION, INSTRUCTIONS, Instruction
@@ -48,7 +49,7 @@ class AnnotateInstructions:
     def __init__(self, recipe: dict[str, Any], teacher: dict[str, Any], ledger: str, max_concurrency: int) -> None:
         """Opens the ledger; the client is made inside the event loop, with the first batch."""
         self._recipe = CollectRecipe.model_validate(recipe)
-        self._teacher = Endpoint.model_validate(teacher)
+        self._teacher = ReachedEndpoint.model_validate(teacher)
         self._ledger = Ledger(ledger)
         self._max_concurrency = max_concurrency
         self._annotator: Annotator | None = None

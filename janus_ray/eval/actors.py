@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_ray.llm.client import ChatClient
-from janus_ray.llm.endpoint import Endpoint
+from janus_ray.llm.endpoint import Endpoint, ReachedEndpoint
 from janus_ray.llm.ledger import Ledger
 from janus_ray.llm.request import Completion, LLMRequest
 from janus_ray.progress import ProgressLine
@@ -24,7 +24,9 @@ class EndpointClient:
 
     def __init__(self, endpoint: dict[str, Any], ledger: str, max_concurrency: int) -> None:
         """Opens the ledger and the client."""
-        self._client = ChatClient(Endpoint.model_validate(endpoint), Ledger(ledger), max_concurrency=max_concurrency)
+        self._client = ChatClient(
+            ReachedEndpoint.model_validate(endpoint), Ledger(ledger), max_concurrency=max_concurrency
+        )
 
     async def complete(self, requests: Sequence[LLMRequest]) -> list[Completion]:
         """The outcomes of some requests, in their order."""

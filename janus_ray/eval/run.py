@@ -14,7 +14,7 @@ from janus_ray.eval.generate import generate
 from janus_ray.eval.grade import grade
 from janus_ray.eval.recipe import EvaluateRecipe
 from janus_ray.eval.report import write_report
-from janus_ray.llm.client import check_endpoint
+from janus_ray.llm.check import check_endpoint
 from janus_ray.llm.endpoint import Endpoint
 from janus_ray.records import BenchItem
 from janus_ray.stats import two_decimals

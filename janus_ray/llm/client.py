@@ -1,78 +1,157 @@
 """An asynchronous client for one OpenAI-compatible endpoint: one gate, one retry ladder, one ledger.
 
-The OpenAI SDK sends the requests with its own retries off, because they would hide 429s from the gate. What is
-retried, and how:
+The OpenAI SDK sends the requests with its own retries off, because they would hide 429s from the gate. Answers are
+read here and not by the SDK, which takes any shape for an answer. What is retried, and how:
 
-    out of credit          never
-    429                    waits as Retry-After says (all requests of this client wait); costs no attempt
-    5xx, timeout,          up to `max_attempts`, exponential backoff with full jitter
+    out of credit, filtered    never
+    429                        all requests of this client wait, see retry.Pacer; costs no attempt
+    5xx, timeout,              up to `max_attempts`, exponential backoff with full jitter
     connection, garbage
-    truncated              once, with twice the room, unless the request keeps truncated answers
-    empty                  once
-    other 4xx              never
+    cut at max_tokens          once, with twice the room, unless the request keeps truncated answers;
+                               twice, with four times the room, where thoughts took all of it
+    empty, unfinished          once
+    400 to response_format     with the next simpler one, for all requests of this client
+    other 4xx                  never
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import random
-import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import aiohttp
+import httpx2
 import openai
-from openai.types.chat import ChatCompletion
 
-from janus_ray.env import api_key
+from janus_ray.env import api_key, is_loopback
 from janus_ray.errors import ConfigError
+from janus_ray.llm.answer import Reading, read_answer
 from janus_ray.llm.endpoint import Endpoint
+from janus_ray.llm.faults import fault_message, kind_of, parsed, rejects_response_format
 from janus_ray.llm.ledger import Ledger
 from janus_ray.llm.request import Completion, ErrorKind, LLMRequest, Usage
+from janus_ray.llm.retry import Breaker, Pacer, RetryPolicy
 
-_BACKOFF_BASE_S = 0.5
-_BACKOFF_CAP_S = 30.0
-# What 429 and 402 also mean: no money left. Waiting does not help.
-_QUOTA_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
-# An endpoint counts as down after this many failures in a row that span `give_up_after_s`; then one request tries
-# again every few seconds.
-_FAILURES_IN_A_ROW = 8
-_PROBE_EVERY_S = 5.0
 _RETRIED: frozenset[ErrorKind] = frozenset({"server", "timeout", "connection"})
+# How an endpoint is asked for JSON, from the strictest form down; each answer is validated all the same.
+_FORMATS = ("json_schema", "json_object", "none")
+_MORE_ROOM, _MORE_ROOM_FOR_THOUGHTS = 2, 4
+# What a transport raises besides the SDK's own errors: aiohttp lets some of its own through, and a body may name a
+# character set that does not exist, or a header hold bytes that are no text.
+TRANSPORT_ERRORS = (
+    openai.OpenAIError, aiohttp.ClientError, httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError, LookupError,
+    RuntimeError, EOFError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """One answer of the endpoint, and what it means for the next attempt."""
+
+    reading: Reading
+    wait_s: float | None = None
+    """Seconds that the server, or the pause after a 429, asks to wait."""
+    format_refused: int | None = None
+    """Index in _FORMATS of the response format that the endpoint does not take."""
+
+    @classmethod
+    def failed(cls, kind: ErrorKind, message: str, **facts: Any) -> _Attempt:
+        return cls(Reading(Completion.failure(kind, message, 0)), **facts)
+
+
+@dataclass(slots=True)
+class _Tally:
+    """One request on its way to an outcome."""
+
+    request: LLMRequest
+    usage: Usage = field(default_factory=Usage)
+    sent: int = 0
+    attempts: int = 0
+    second_chances: int = 0
+    deadline: float | None = None
+    """When waiting for the server must end; set by the first wait."""
+    cut: Completion | None = None
+    """The answer that was cut, while one with more room is asked for."""
+
+    def add(self, outcome: Completion) -> None:
+        self.usage += outcome.usage
+        self.sent += 1
+        self.attempts += outcome.error_kind != "rate_limit"
+
+    def settled(self, outcome: Completion) -> Completion:
+        if self.cut is not None and outcome.error_kind in ("bad_request", "truncated"):
+            room = f"; asked with {self.request.sampling.max_tokens} tokens of room"
+            more = f": {outcome.error_message}" if outcome.error_kind == "bad_request" else ""
+            outcome = Completion.failure("truncated", f"{self.cut.error_message}{room}{more}", 0)
+        return replace(outcome, attempts=self.attempts, usage=self.usage, sent=self.sent)
+
+    def second_chance(self, reading: Reading) -> bool:
+        """Whether what came is asked for again, and with how much room."""
+        is_cut = reading.outcome.error_kind == "truncated"
+        allowed = 2 if reading.before_any_text else 1
+        if self.second_chances >= allowed:
+            return False
+        self.second_chances += 1
+        if is_cut:
+            sampling = self.request.sampling
+            had = sampling.max_tokens or reading.outcome.usage.completion_tokens
+            if not had:
+                return False
+            factor = _MORE_ROOM_FOR_THOUGHTS if reading.before_any_text else _MORE_ROOM
+            self.request = replace(self.request, sampling=replace(sampling, max_tokens=factor * had))
+            self.cut = reading.outcome
+        return True
 
 
 class ChatClient:
     """Sends chat requests to one endpoint, at most `max_concurrency` at a time, and never raises for one of them."""
 
-    def __init__(self, endpoint: Endpoint, ledger: Ledger | None = None, *, max_concurrency: int | None = None) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        ledger: Ledger | None = None,
+        *,
+        max_concurrency: int | None = None,
+        retry: RetryPolicy | None = None,
+    ) -> None:
         """Opens the connection pool.
 
         Args:
             endpoint: where to send requests.
             ledger: answers known requests and records new outcomes; None keeps no record.
             max_concurrency: this client's share of the endpoint's limit; None takes all of it.
+            retry: waiting times; None takes the usual ones.
 
         Raises:
-            ConfigError: the endpoint's key variable is not set.
+            ConfigError: the endpoint's key variable is not set, or a proxy variable names no proxy.
         """
         self._endpoint = endpoint
         self._ledger = ledger
+        self._retry = retry or RetryPolicy()
         self._client = openai.AsyncOpenAI(
             base_url=endpoint.url,
             api_key=api_key(endpoint.api_key_env),
             max_retries=0,
             timeout=endpoint.timeout_s,
-            http_client=openai.DefaultAioHttpClient(),
+            http_client=http_client(openai.DefaultAioHttpClient, endpoint),
         )
         self._gate = asyncio.Semaphore(max_concurrency or endpoint.max_concurrency)
-        self._paused_until = 0.0
-        self._failing_since = 0.0
-        self._failures = 0
-        self._next_probe = 0.0
+        self._pacer = Pacer(self._retry)
+        self._breaker = Breaker(self._retry, endpoint.give_up_after_s)
+        self._format = self._format_told = 0
+        self.notices: list[str] = []
+        """What a person should hear once, one line each; whoever shows it may take it from here."""
 
     async def complete(self, request: LLMRequest) -> Completion:
-        """The outcome of a request: from the ledger when it is known, otherwise from the endpoint."""
-        key = request.key(self._endpoint.model, self._endpoint.base_url)
+        """The outcome of a request: from the ledger when it is known, otherwise from the endpoint.
+
+        Raises:
+            DataError: the outcome cannot be written to the ledger (a full disk). Nothing else.
+        """
+        request = request.without(self._endpoint.omit)
+        key = request.key(self._endpoint.model, self._endpoint.identity)
         known = self._ledger.get(key) if self._ledger is not None else None
         if known is not None:
             return known
@@ -86,153 +165,126 @@ class ChatClient:
         await self._client.close()
 
     async def _ask_until_settled(self, request: LLMRequest) -> Completion:
-        usage = Usage()
-        sent = attempts = second_chances = 0
-        deadline = time.monotonic() + self._endpoint.max_wait_s
-        while True:
-            if self._considered_down():
-                down = Completion.failure("endpoint_down", "the endpoint has answered nothing for too long", attempts)
-                return replace(down, sent=sent)
-            outcome, retry_after_s = await self._ask_once(request)
-            usage += outcome.usage
-            kind = outcome.error_kind
-            sent += 1
-            attempts += kind != "rate_limit"
-            settled = replace(outcome, attempts=attempts, usage=usage, sent=sent)
-            if kind == "rate_limit":
-                wait_s = retry_after_s if retry_after_s is not None else random.uniform(0.5, 2.0)
-                self._paused_until = max(self._paused_until, time.monotonic() + wait_s)
-                if time.monotonic() + wait_s > deadline:
-                    return settled
-            elif kind in ("truncated", "empty") and second_chances == 0:
-                second_chances += 1
-                if kind == "truncated" and request.sampling.max_tokens:
-                    roomier = replace(request.sampling, max_tokens=2 * request.sampling.max_tokens)
-                    request = replace(request, sampling=roomier)
-            elif kind in _RETRIED and attempts < self._endpoint.max_attempts:
-                ceiling_s = min(_BACKOFF_CAP_S, _BACKOFF_BASE_S * 2 ** (attempts - 1))
-                await asyncio.sleep(retry_after_s or random.uniform(0, ceiling_s))
-            else:
-                return settled
+        tally = _Tally(request)
+        while not self._breaker.is_down():
+            attempt = await self._ask_once(tally.request)
+            tally.add(attempt.reading.outcome)
+            if not await self._is_asked_again(tally, attempt):
+                return tally.settled(attempt.reading.outcome)
+        return tally.settled(Completion.failure("endpoint_down", "the endpoint has answered nothing for too long", 0))
 
-    async def _ask_once(self, request: LLMRequest) -> tuple[Completion, float | None]:
-        """One attempt: its outcome and, where the server said so, the seconds to wait before the next."""
+    async def _is_asked_again(self, tally: _Tally, attempt: _Attempt) -> bool:
+        """Decides whether there is another attempt, and waits for its time."""
+        kind = attempt.reading.outcome.error_kind
+        if attempt.format_refused is not None:
+            # Of the requests that were on their way together, one finds out.
+            self._format = max(self._format, attempt.format_refused + 1)
+            return True
+        if kind == "rate_limit":
+            # The pause itself is waited for in front of the next attempt.
+            return self._may_wait(tally, attempt.wait_s or 0.0)
+        if kind in _RETRIED and tally.attempts < self._endpoint.max_attempts:
+            if attempt.wait_s and not self._may_wait(tally, attempt.wait_s):
+                return False
+            await self._retry.sleep(attempt.wait_s or self._retry.backoff_s(tally.attempts))
+            return True
+        if kind == "truncated" and "max_tokens" in self._endpoint.omit:
+            return False
+        return kind in ("truncated", "empty", "unfinished") and tally.second_chance(attempt.reading)
+
+    def _may_wait(self, tally: _Tally, wait_s: float) -> bool:
+        """Whether a wait that the server asks for ends before the request's patience does."""
+        now = self._retry.clock()
+        tally.deadline = tally.deadline or now + self._endpoint.max_wait_s
+        return now + wait_s <= tally.deadline
+
+    async def _ask_once(self, request: LLMRequest) -> _Attempt:
+        """One attempt, behind the gate and after any pause."""
         async with self._gate:
-            # A pause may be prolonged while we sleep through it.
-            while (pause_s := self._paused_until - time.monotonic()) > 0:
-                await asyncio.sleep(pause_s)
+            await self._pacer.wait()
+            sent_at, response_format = self._retry.clock(), self._format
+            body = chat_body(self._endpoint, request, _FORMATS[response_format])
             try:
                 answer = await asyncio.wait_for(
                     # Not chat.completions.create(): its recursive check of the parameters costs more than the rest of
                     # the request together, and the parameters are ours.
-                    self._client.post("/chat/completions", cast_to=ChatCompletion, body=self._body(request)),
+                    self._client.post("/chat/completions", cast_to=httpx2.Response, body=body),
                     self._endpoint.timeout_s,
                 )
             except openai.APIStatusError as error:
-                kind = _kind_of_status(error)
-                # An endpoint that answers, even with a refusal, is not down; one that answers 5xx may be.
-                self._note_success() if kind != "server" else self._note_failure()
-                return Completion.failure(kind, _message(error), 0), _retry_after_s(error)
-            except (openai.APIConnectionError, TimeoutError) as error:
-                self._note_failure()
-                if _is_timeout(error):
-                    return Completion.failure("timeout", f"no answer within {self._endpoint.timeout_s:g} s", 0), None
-                return Completion.failure("connection", f"{error.__cause__ or error}", 0), None
-            except (openai.OpenAIError, json.JSONDecodeError, UnicodeDecodeError) as error:
-                self._note_failure()
-                return Completion.failure("server", f"the answer is not a chat completion: {error}", 0), None
-        outcome = _outcome(answer, keep_truncated=request.keep_truncated)
-        self._note_success() if outcome.error_kind != "server" else self._note_failure()
-        return outcome, None
+                asked = response_format if request.json_schema is not None else None
+                return self._refused(error.response, sent_at, asked)
+            except TRANSPORT_ERRORS as error:
+                self._breaker.note(failed=True)
+                if is_timeout(error):
+                    return _Attempt.failed("timeout", f"no answer within {self._endpoint.timeout_s:g} s")
+                return _Attempt.failed("connection", why(error))
+        reading = read_answer(
+            answer.content, keep_truncated=request.keep_truncated, max_tokens=request.sampling.max_tokens
+        )
+        kind = reading.outcome.error_kind
+        self._breaker.note(failed=kind == "server")
+        told_s = self._retry.told_s(answer.headers)
+        if kind == "rate_limit":
+            return _Attempt(reading, self._pacer.refused(sent_at, told_s))
+        self._pacer.accepted(sent_at)
+        self._tell_format(response_format)
+        return _Attempt(reading, told_s if kind == "server" else None)
 
-    def _body(self, request: LLMRequest) -> dict[str, Any]:
-        sampling = request.sampling
-        optional = {
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "max_tokens": sampling.max_tokens,
-            # Not OpenAI's, but vLLM's and others'; sent only when the recipe asks for it.
-            "repetition_penalty": sampling.repetition_penalty,
-            "seed": request.seed,
-        }
-        parameters: dict[str, Any] = {name: value for name, value in optional.items() if value is not None}
-        if request.json_schema is not None:
-            schema = {"name": request.stage, "schema": dict(request.json_schema), "strict": True}
-            parameters["response_format"] = {"type": "json_schema", "json_schema": schema}
-        return {"model": self._endpoint.model, "messages": list(request.messages), **parameters}
+    def _refused(self, response: httpx2.Response, sent_at: float, response_format: int | None) -> _Attempt:
+        """Reads an HTTP error; `response_format` is the form of JSON that was asked for, if any."""
+        body = parsed(response.content)
+        kind = kind_of(response.status_code, body)
+        self._breaker.note(failed=kind == "server")
+        message = fault_message(response.status_code, body)
+        is_simplest = response_format is None or response_format == len(_FORMATS) - 1
+        if not is_simplest and kind != "content_filter" and rejects_response_format(response.status_code, body):
+            return _Attempt.failed(kind, message, format_refused=response_format)
+        told_s = self._retry.told_s(response.headers)
+        if kind == "rate_limit":
+            return _Attempt.failed(kind, message, wait_s=self._pacer.refused(sent_at, told_s))
+        return _Attempt.failed(kind, message, wait_s=told_s)
 
-    def _note_success(self) -> None:
-        self._failures = 0
+    def _tell_format(self, accepted: int) -> None:
+        """Says once which response format the endpoint takes, where it is not the one that was wanted."""
+        if accepted <= self._format_told:
+            return
+        self._format_told = accepted
+        refused = " and ".join(_FORMATS[:accepted])
+        instead = "the schema stands in the prompt" if accepted == 2 else "asked for json_object instead"
+        self._notice(f"{self._endpoint.model}: {self._endpoint.url} refuses response_format {refused}; {instead}")
 
-    def _note_failure(self) -> None:
-        if self._failures == 0:
-            self._failing_since = time.monotonic()
-        self._failures += 1
-
-    def _considered_down(self) -> bool:
-        """Whether to fail a request unasked; one request in every few seconds is let through to find out."""
-        now = time.monotonic()
-        if self._failures < _FAILURES_IN_A_ROW or now - self._failing_since <= self._endpoint.give_up_after_s:
-            return False
-        if now >= self._next_probe:
-            self._next_probe = now + _PROBE_EVERY_S
-            return False
-        return True
+    def _notice(self, line: str) -> None:
+        self.notices.append(line)
+        print(line, flush=True)
 
 
-def check_endpoint(endpoint: Endpoint, role: str) -> None:
-    """Asks the endpoint for its models before any work starts.
-
-    An endpoint that is merely busy (429, 5xx) passes: the retries are there for it. So does one without a list.
-
-    Raises:
-        ConfigError: it does not answer, rejects the key, or does not have the model.
-    """
-    client = openai.OpenAI(
-        base_url=endpoint.url, api_key=api_key(endpoint.api_key_env), max_retries=0, timeout=min(15, endpoint.timeout_s)
-    )
-    try:
-        models = [model.id for model in client.models.list().data]
-    except openai.APITimeoutError:
-        raise ConfigError(f"{role}: {endpoint.url} does not answer in time") from None
-    except openai.APIConnectionError as error:
-        raise ConfigError(f"{role}: {endpoint.url} cannot be reached ({error.__cause__ or error})") from None
-    except (openai.AuthenticationError, openai.PermissionDeniedError):
-        source = f"the key in {endpoint.api_key_env}" if endpoint.api_key_env else "a request without a key"
-        raise ConfigError(f"{role}: {endpoint.url} rejects {source}") from None
-    except openai.APIStatusError:
-        return
-    except (openai.OpenAIError, json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError):
-        raise ConfigError(
-            f"{role}: {endpoint.url} does not speak the OpenAI protocol (/models is not a list)"
-        ) from None
-    finally:
-        client.close()
-    if models and endpoint.model not in models:
-        raise ConfigError(f"{role}: {endpoint.url} has no model {endpoint.model!r}; it has: {', '.join(models[:10])}")
+def chat_body(endpoint: Endpoint, request: LLMRequest, response_format: str = "json_schema") -> dict[str, Any]:
+    """The body of a chat request, as this endpoint takes it."""
+    sampling = request.sampling
+    optional = {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        endpoint.max_tokens_field: sampling.max_tokens,
+        # Not OpenAI's, but vLLM's and others'; sent only when the recipe asks for it.
+        "repetition_penalty": sampling.repetition_penalty,
+        "seed": request.seed,
+    }
+    parameters: dict[str, Any] = {name: value for name, value in optional.items() if value is not None}
+    messages = list(request.messages)
+    if request.json_schema is not None and response_format == "json_schema":
+        schema = {"name": request.stage, "schema": dict(request.json_schema), "strict": True}
+        parameters["response_format"] = {"type": "json_schema", "json_schema": schema}
+    elif request.json_schema is not None and messages:
+        # The model must know the schema from somewhere.
+        schema = json.dumps(request.json_schema, ensure_ascii=False)
+        messages[0] = {**messages[0], "content": f"{messages[0]['content']}\n\nJSON schema of the answer:\n{schema}"}
+        if response_format == "json_object":
+            parameters["response_format"] = {"type": "json_object"}
+    return {"model": endpoint.model, "messages": messages, **parameters}
 
 
-def _outcome(answer: ChatCompletion | Any, *, keep_truncated: bool) -> Completion:
-    """Reads a completion; anything malformed is a server error."""
-    try:
-        choice = answer.choices[0]
-        text, refusal = _text_of(choice.message.content), choice.message.refusal
-        usage = Usage(*(int(getattr(answer.usage, name, 0) or 0) for name in ("prompt_tokens", "completion_tokens")))
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-        # The SDK builds its objects without validation, whatever came over the wire.
-        return Completion.failure("server", f"the answer is not a chat completion: {str(answer)[:120]!r}", 0)
-    if refusal:
-        return Completion.failure("refusal", refusal, 0, usage)
-    if choice.finish_reason == "content_filter":
-        return Completion.failure("content_filter", "the endpoint's content filter stopped the answer", 0, usage)
-    if choice.finish_reason == "length" and not keep_truncated:
-        return Completion.failure("truncated", "the answer was cut at max_tokens", 0, usage)
-    if not text.strip():
-        return Completion.failure("empty", "the answer is empty", 0, usage)
-    return Completion("ok", text=text, finish_reason=choice.finish_reason, usage=usage)
-
-
-def _is_timeout(error: BaseException | None) -> bool:
+def is_timeout(error: BaseException | None) -> bool:
     """Whether a timeout stands anywhere behind an error: the transport reports lost connections as timeouts too."""
     while error is not None:
         if isinstance(error, TimeoutError):
@@ -241,33 +293,14 @@ def _is_timeout(error: BaseException | None) -> bool:
     return False
 
 
-def _text_of(content: Any) -> str:
-    """The text of a message; some servers send a list of parts."""
-    if content is None or isinstance(content, str):
-        return content or ""
-    return "".join(part["text"] for part in content if part.get("type") == "text")
+def why(error: BaseException) -> str:
+    """What a connection failed of, in the transport's words."""
+    return f"{error.__cause__ or error}" or type(error).__name__
 
 
-def _kind_of_status(error: openai.APIStatusError) -> ErrorKind:
-    status = error.status_code
-    if status == 402 or error.code in _QUOTA_CODES or error.type in _QUOTA_CODES:
-        return "quota"
-    if status == 429:
-        return "rate_limit"
-    if status in (401, 403):
-        return "auth"
-    return "server" if status >= 500 or status == 408 else "bad_request"
-
-
-def _message(error: openai.APIStatusError) -> str:
-    body = error.body
-    detail = body.get("message") if isinstance(body, dict) else None
-    return f"HTTP {error.status_code}: {detail or error.message}"
-
-
-def _retry_after_s(error: openai.APIStatusError) -> float | None:
-    """Seconds from a Retry-After header; dates and nonsense count as absent, more than ten minutes as ten."""
+def http_client(kind: Any, endpoint: Endpoint) -> Any:
+    """The SDK's HTTP client, with the environment's proxies unless the endpoint is on this machine."""
     try:
-        return min(600.0, max(0.0, float(error.response.headers.get("retry-after", ""))))
-    except ValueError:
-        return None
+        return kind(trust_env=not is_loopback(endpoint.url))
+    except (ValueError, ImportError, httpx2.InvalidURL) as error:
+        raise ConfigError(f"http_proxy, https_proxy, all_proxy or no_proxy in the environment: {error}") from None

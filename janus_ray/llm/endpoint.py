@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
 from janus_ray.config import OPERATIONAL, Recipe
+
+Parameter = Literal["temperature", "top_p", "max_tokens", "seed", "repetition_penalty"]
 
 
 class Endpoint(Recipe):
@@ -15,39 +18,58 @@ class Endpoint(Recipe):
 
     base_url: str
     """URL up to and including /v1, or "miniature" for the teacher and judge that the job starts itself."""
-    model: str
-    """Model id, as the endpoint lists it."""
+    model: str = Field(min_length=1)
+    """Model id, as the endpoint knows it."""
+    omit: tuple[Parameter, ...] = ()
+    """Parameters that are never sent, so that the endpoint's own defaults hold: some models refuse `temperature`, some
+    servers know no `seed`."""
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = Field(
+        default="max_tokens", json_schema_extra=OPERATIONAL
+    )
+    """How the endpoint calls the limit on an answer's length: OpenAI's newer models take "max_completion_tokens"."""
     api_key_env: str | None = Field(default=None, json_schema_extra=OPERATIONAL)
     """Environment variable that holds the key; None for an endpoint without one. The key itself is never stored."""
     max_concurrency: int = Field(default=64, ge=1, le=1000, json_schema_extra=OPERATIONAL)
     """Requests in flight at once, over all clients of this endpoint in the job."""
-    timeout_s: float = Field(default=120.0, gt=0, json_schema_extra=OPERATIONAL)
+    timeout_s: float = Field(default=120.0, gt=0, le=86_400, json_schema_extra=OPERATIONAL)
     """Seconds one attempt may take, first byte to last."""
     max_attempts: int = Field(default=6, ge=1, le=20, json_schema_extra=OPERATIONAL)
     """Attempts per request when the connection or the server fails. A 429 does not count as one."""
-    max_wait_s: float = Field(default=600.0, gt=0, json_schema_extra=OPERATIONAL)
-    """Seconds a request may spend waiting out 429s before it becomes a failed row."""
-    give_up_after_s: float = Field(default=120.0, gt=0, json_schema_extra=OPERATIONAL)
+    max_wait_s: float = Field(default=600.0, gt=0, le=86_400, json_schema_extra=OPERATIONAL)
+    """Seconds a request may spend waiting because the endpoint says so (429, Retry-After) before it becomes a failed
+    row."""
+    give_up_after_s: float = Field(default=120.0, gt=0, le=86_400, json_schema_extra=OPERATIONAL)
     """Seconds without a single success, failures only, after which the endpoint counts as down and the remaining
     requests fail at once. A rerun with --if-exists resume asks only for what is missing."""
-    served_at: str | None = Field(default=None, repr=False, json_schema_extra=OPERATIONAL)
-    """Where the endpoint answers now, when base_url is a name; set by the job, not by people."""
 
     @field_validator("base_url")
     @classmethod
     def _is_url(cls, value: str) -> str:
-        if value != "miniature" and not value.startswith(("http://", "https://")):
+        value = value.strip()
+        if value == "miniature":
+            return value
+        if not re.match(r"https?://", value, flags=re.IGNORECASE):
             raise ValueError('must start with http:// or https://, or be "miniature"')
         try:
             parts = urlsplit(value)
-            usable = value == "miniature" or (parts.hostname and (parts.port or True) and not parts.query)
+            usable = parts.hostname and parts.port != 0 and not re.search(r"[?#\\\s\x00-\x1f]", value)
         except ValueError:
             usable = False
         if not usable:
             raise ValueError("is not a URL with a host, a numeric port and no query")
         if "@" in parts.netloc:
             raise ValueError("must not hold a user or a password: recipes are stored; name a key in api_key_env")
-        return value.rstrip("/")
+        value = value.rstrip("/")
+        if value.endswith(("/chat/completions", "/completions", "/models")):
+            raise ValueError("must end before /chat/completions: the requests' own path is added to it")
+        return value
+
+    @field_validator("model")
+    @classmethod
+    def _is_an_id(cls, value: str) -> str:
+        if value != value.strip() or not value.isprintable():
+            raise ValueError("must be a model id without spaces around it or control characters")
+        return value
 
     @field_validator("api_key_env")
     @classmethod
@@ -59,4 +81,38 @@ class Endpoint(Recipe):
     @property
     def url(self) -> str:
         """Where to send requests."""
+        return self.base_url
+
+    @property
+    def identity(self) -> str:
+        """What tells this endpoint's answers from another's in the ledger: its host and path.
+
+        Not the port and not the scheme: the same server comes back on another port and answers the same.
+        """
+        parts = urlsplit(self.base_url)
+        return f"{parts.hostname or self.base_url}{parts.path.rstrip('/')}"
+
+    def reached(self, *, served_at: str | None = None, weights_id: str | None = None) -> ReachedEndpoint:
+        """The same endpoint with what a job found out about it; what it knew already stays."""
+        found = {"served_at": served_at, "weights_id": weights_id}
+        known = {name: value for name, value in found.items() if value is not None}
+        return ReachedEndpoint.model_validate(self.model_dump() | known)
+
+
+class ReachedEndpoint(Endpoint):
+    """An endpoint as a job uses it. No recipe holds one: these facts are found out, not stated."""
+
+    served_at: str | None = None
+    """Where the endpoint answers now, when base_url is a name."""
+    weights_id: str | None = None
+    """Content hash of the weights behind the model's name, where the endpoint tells it (ours does)."""
+
+    @property
+    def url(self) -> str:
+        """Where to send requests."""
         return self.served_at or self.base_url
+
+    @property
+    def identity(self) -> str:
+        """The weights where they are known: whatever else serves them answers the same."""
+        return f"weights {self.weights_id}" if self.weights_id else super().identity

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from janus_ray.chat import Message
 from janus_ray.records import Status, canonical_json
+from janus_ray.text import well_formed, well_formed_values
 
 # rate_limit  429                            overload and connection trouble is retried, see client.py
 # server      5xx, or an answer that is not a chat completion
 # bad_request other 4xx                      never retried: the same request gets the same refusal
+# unfinished  a half, a tool call, thoughts  asked once more: what came is not an answer
 ErrorKind = Literal[
     "rate_limit", "server", "timeout", "connection", "bad_request", "auth", "quota", "content_filter", "refusal",
-    "truncated", "empty", "schema_invalid", "endpoint_down",
+    "truncated", "empty", "unfinished", "schema_invalid", "endpoint_down",
 ]  # fmt: skip
+
+# Errors that the same request meets again: the ledger answers with them, as with successes.
+FINAL_KINDS: frozenset[ErrorKind] = frozenset({"content_filter"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +50,29 @@ class LLMRequest:
     seed: int | None = None
     json_schema: Mapping[str, Any] | None = None
     keep_truncated: bool = False
-    """True returns a response cut at max_tokens as it is; False asks once more with twice the room."""
+    """True returns a response cut at max_tokens as it is; False asks once more with twice the room. One that was cut
+    before any text, because its room went to thoughts, is asked for with more room either way."""
+
+    def without(self, parameters: Collection[str]) -> LLMRequest:
+        """The request as it can be sent: well-formed texts, and none of the parameters that the endpoint omits."""
+        unset = {name: None for name in asdict(self.sampling) if name in parameters}
+        return replace(
+            self,
+            messages=tuple(well_formed_values(self.messages)),
+            sampling=replace(self.sampling, **unset) if unset else self.sampling,
+            seed=None if "seed" in parameters else self.seed,
+        )
 
     def key(self, model: str, endpoint: str) -> str:
-        """SHA-256 over everything that changes the answer, the model and the endpoint included."""
-        # Not asdict(): it would copy every message.
+        """SHA-256 over everything that changes the answer, the model and the endpoint's identity included."""
+        # Not asdict(): it would copy every message. What is unset does not take part, so that a parameter which is
+        # added to this class later leaves the keys of the requests without it as they are.
         content = {name: getattr(self, name) for name in self.__slots__} | {
-            "sampling": asdict(self.sampling),
+            "sampling": {name: value for name, value in asdict(self.sampling).items() if value is not None},
             "model": model,
             "endpoint": endpoint,
         }
+        content = {name: value for name, value in content.items() if value is not None}
         return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
 
@@ -76,7 +94,8 @@ class Completion:
 
     status: Status
     text: str = ""
-    finish_reason: str | None = None
+    finish_reason: Literal["stop", "length"] | None = None
+    """How an answer ended, however the server spells it; "length" only where the request keeps truncated answers."""
     error_kind: ErrorKind | None = None
     error_message: str | None = None
     attempts: int = 0
@@ -86,8 +105,10 @@ class Completion:
 
     @classmethod
     def failure(cls, kind: ErrorKind, message: str, attempts: int, usage: Usage | None = None) -> Completion:
-        """An error outcome; the message is kept to one line of at most 300 characters."""
-        line = " ".join(message.split())[:300]
+        """An error outcome; the message is kept to one printable line of at most 300 characters."""
+        # Providers' words come from outside: nothing in them may steer a terminal.
+        shown = "".join(c if c.isprintable() else " " for c in well_formed(message[:2000]))
+        line = " ".join(shown.split())[:300]
         return cls("error", error_kind=kind, error_message=line, attempts=attempts, usage=usage or Usage())
 
     def from_ledger(self) -> Completion:

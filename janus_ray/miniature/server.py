@@ -53,7 +53,7 @@ def started(endpoint: Endpoint) -> Generator[Endpoint]:
         url = process.stdout.readline().strip() if process.stdout else ""
         if not url.startswith("http://"):
             raise GenerationError("the miniature's teacher and judge did not start")
-        yield endpoint.model_copy(update={"served_at": url})
+        yield endpoint.reached(served_at=url)
     finally:
         if process.stdin:
             process.stdin.close()

@@ -11,7 +11,6 @@ import socket
 import threading
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 
 from janus_ray.cluster import ray_cluster
 from janus_ray.config import resolved
-from janus_ray.env import log_level, ray_address
+from janus_ray.env import log_level, open_directly, ray_address
 from janus_ray.errors import ConfigError
 from janus_ray.model_folder import check_model_folder
 from janus_ray.serve.recipe import ServeRecipe
@@ -169,7 +168,7 @@ def _wait_until_ready(recipe: ServeRecipe, stop: threading.Event, began: float) 
 
 def _healthy(url: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
+        with open_directly(f"{url}/health", 5) as answer:
             return answer.status == 200
     except (urllib.error.URLError, OSError):
         return False

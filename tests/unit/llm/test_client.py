@@ -9,18 +9,16 @@ import pytest
 from janus_ray.config import validate
 from janus_ray.env import api_key
 from janus_ray.errors import ConfigError
-from janus_ray.llm import client as client_module
-from janus_ray.llm.client import ChatClient, check_endpoint
+from janus_ray.llm.check import check_endpoint
+from janus_ray.llm.client import ChatClient
 from janus_ray.llm.endpoint import Endpoint
 from janus_ray.llm.ledger import Ledger, count_finished
 from janus_ray.llm.request import LLMRequest, Sampling, derived_seed
+from janus_ray.llm.retry import RetryPolicy
 from janus_ray.miniature.server import JUDGE, TEACHER, started
 from tests.loopback import Reply, chat_reply, loopback
 
-
-@pytest.fixture(autouse=True)
-def short_backoff(monkeypatch):
-    monkeypatch.setattr(client_module, "_BACKOFF_BASE_S", 0.01)
+QUICK = RetryPolicy(base_s=0.01, probe_every_s=0.05)
 
 
 def ask(*texts, **changes):
@@ -29,7 +27,7 @@ def ask(*texts, **changes):
 
 
 async def complete(server, request, ledger=None, **endpoint):
-    client = ChatClient(Endpoint(base_url=server.url, model="m", **endpoint), ledger)
+    client = ChatClient(Endpoint(base_url=server.url, model="m", **endpoint), ledger, retry=QUICK)
     try:
         return await client.complete(request)
     finally:
@@ -66,16 +64,16 @@ async def test_a_good_answer_and_what_was_sent():
         (Reply("<html>gateway</html>", 200), "server"),
         (Reply('{"choices": "no"}', 200), "server"),
         (Reply("", 503), "server"),
-        (Reply("", 200, delay_s=2.0), "timeout"),
+        (Reply("", 200, delay_s=0.5), "timeout"),
     ],
     ids=["500", "html", "malformed", "503", "hang"],
 )
 async def test_passing_trouble_is_retried_and_lasting_trouble_is_a_failed_outcome(fault, kind):
     with loopback(lambda n, body: fault if n < 2 else chat_reply("there")) as server:
-        outcome = await complete(server, ask("hi"), timeout_s=0.4)
+        outcome = await complete(server, ask("hi"), timeout_s=0.3)
         assert (outcome.status, outcome.text, outcome.attempts) == ("ok", "there", 3)
     with loopback(lambda n, body: fault) as server:
-        outcome = await complete(server, ask("hi"), timeout_s=0.2, max_attempts=3)
+        outcome = await complete(server, ask("hi"), timeout_s=0.1, max_attempts=3)
         assert (outcome.status, outcome.error_kind, outcome.attempts) == ("error", kind, 3)
         assert len(server.requests) == 3
         assert "\n" not in outcome.error_message
@@ -145,10 +143,10 @@ async def test_a_dead_endpoint_fails_the_rest_at_once():
     assert [outcome.sent for outcome in rest] == [0, 0, 0]
 
 
-async def test_an_endpoint_that_comes_back_is_asked_again(monkeypatch):
-    monkeypatch.setattr("janus_ray.llm.client._PROBE_EVERY_S", 0.05)
+async def test_an_endpoint_that_comes_back_is_asked_again():
     with loopback(lambda n, body: Reply("", 500) if n < 10 else chat_reply("back")) as server:
-        client = ChatClient(Endpoint(base_url=server.url, model="m", max_attempts=1, give_up_after_s=0.01))
+        endpoint = Endpoint(base_url=server.url, model="m", max_attempts=1, give_up_after_s=0.01)
+        client = ChatClient(endpoint, retry=QUICK)
         outcomes = []
         while not outcomes or outcomes[-1].status == "error":
             outcomes.append(await client.complete(ask(str(len(outcomes)))))
@@ -258,25 +256,6 @@ def test_seeds_depend_on_their_parts_only():
         len({derived_seed(0, "a", 1), derived_seed(1, "a", 1), derived_seed(0, "b", 1), derived_seed(0, "a", 2)}) == 4
     )
     assert 0 <= derived_seed(0, "a") < 2**31
-
-
-def test_the_endpoint_is_looked_at_before_any_work_starts(monkeypatch):
-    with loopback(lambda n, body: chat_reply("x"), models=("a", "b")) as server:
-        check_endpoint(Endpoint(base_url=server.url, model="a"), "teacher")
-        with pytest.raises(ConfigError, match=r"teacher: .* has no model 'm'; it has: a, b"):
-            check_endpoint(Endpoint(base_url=server.url, model="m"), "teacher")
-    with loopback(lambda n, body: chat_reply("x"), models_status=429) as server:
-        check_endpoint(Endpoint(base_url=server.url, model="m"), "teacher")
-    monkeypatch.setenv("SOME_KEY", "wrong")
-    with (
-        loopback(lambda n, body: chat_reply("x"), models_status=401) as server,
-        pytest.raises(ConfigError, match="rejects the key in SOME_KEY"),
-    ):
-        check_endpoint(Endpoint(base_url=server.url, model="m", api_key_env="SOME_KEY"), "teacher")
-    with pytest.raises(ConfigError, match="cannot be reached"):
-        check_endpoint(Endpoint(base_url="http://127.0.0.1:9/v1", model="m"), "teacher")
-    with pytest.raises(ConfigError, match="UNSET_KEY, which is not set"):
-        check_endpoint(Endpoint(base_url="http://127.0.0.1:9/v1", model="m", api_key_env="UNSET_KEY"), "teacher")
 
 
 def test_the_miniatures_server_starts_serves_and_ends_with_the_block():
