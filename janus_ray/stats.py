@@ -1,7 +1,9 @@
 """Means and intervals over clustered scores: pure functions on arrays, nothing else.
 
 The unit of sampling is the cluster (here: the prompt), because the answers to one prompt are not independent.
-Standard errors are CR0 (Miller 2024, arXiv 2411.00640, equation 4); intervals are normal, so n is shown beside them.
+Standard errors are cluster-robust (Miller 2024, arXiv 2411.00640, equation 4) with the small-sample factor that
+regressions use (CR1; Cameron and Miller 2015, "A Practitioner's Guide to Cluster-Robust Inference", section VI.A), and
+intervals take Student's t with G - 1 degrees of freedom, G being the number of clusters (the same, section VI.D).
 """
 
 from __future__ import annotations
@@ -10,8 +12,9 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import stdtrit
 
-_Z_95 = 1.959963984540054
+INTERVAL = "95 %, Student t (prompts - 1 degrees of freedom), cluster-robust by prompt (CR1)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +35,10 @@ class Estimate:
 def mean_with_interval(values: Sequence[float] | np.ndarray, clusters: Sequence[Hashable]) -> Estimate:
     """Mean of the values with a cluster-robust 95 % interval.
 
-    SE = sqrt(sum over clusters c of (sum over i in c of (x_i - mean))^2) / n. With clusters of size one this is the
-    ordinary standard error with the n denominator.
+    SE = sqrt(G / (G - 1) * sum over the G clusters c of (sum over i in c of (x_i - mean))^2) / n. The CR1 factor
+    G / (G - 1) * (n - 1) / (n - K) is G / (G - 1) here, because a mean is a regression on K = 1 constant. With clusters
+    of size one this is the ordinary standard error, and the interval is that of the one-sample t test. One cluster says
+    nothing about the spread between clusters: there is no interval then.
 
     Args:
         values: [n] scores.
@@ -53,8 +58,10 @@ def mean_with_interval(values: Sequence[float] | np.ndarray, clusters: Sequence[
         sums[cluster] = sums.get(cluster, 0.0) + float(residual)
     if len(sums) == 1:
         return Estimate(mean, None, None, len(x), 1)
-    half_width = _Z_95 * float(np.sqrt(sum(total**2 for total in sums.values()))) / len(x)
-    return Estimate(mean, mean - half_width, mean + half_width, len(x), len(sums))
+    groups = len(sums)
+    variance = groups / (groups - 1) * sum(total**2 for total in sums.values()) / len(x) ** 2
+    half_width = float(stdtrit(groups - 1, 0.975) * np.sqrt(variance))
+    return Estimate(mean, mean - half_width, mean + half_width, len(x), groups)
 
 
 def paired_difference(

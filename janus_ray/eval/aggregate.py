@@ -7,8 +7,8 @@ asked the same prompt. Its *score* for a person is the mean over that person's r
     sibling_system  judged for another person who asked the same prompt: off the diagonal
     no_system       written for nobody, judged for each person
 
-Means are over scores, intervals are cluster-robust by prompt, and a mean whose coverage (scored rubrics / due ones)
-is below the threshold is not reported.
+Means are over scores, intervals are cluster-robust by prompt (stats.py; none where there is one prompt only), and a mean
+whose coverage (scored rubrics / due ones) is below the threshold is not reported.
 """
 
 from __future__ import annotations
@@ -164,6 +164,8 @@ def _reported(estimate: Estimate, scored: int, due: int, threshold: float) -> di
     if coverage < threshold:
         withheld = f"coverage {100 * coverage:.1f} % is below {100 * threshold:.0f} %"
         return {**entry, "mean": None, "low": None, "high": None, "withheld": withheld}
+    if estimate.clusters == 1:
+        entry["no_interval"] = "one prompt, no interval"
     return entry
 
 

@@ -17,7 +17,7 @@ from janus_ray.eval.report import write_report
 from janus_ray.llm.check import check_endpoint
 from janus_ray.llm.endpoint import Endpoint
 from janus_ray.records import BenchItem
-from janus_ray.stats import two_decimals
+from janus_ray.stats import INTERVAL, two_decimals
 from janus_ray.store.files import read_json, write_json
 from janus_ray.store.fingerprint import fingerprint
 from janus_ray.store.folder import OutputFolder, read_manifest
@@ -87,7 +87,7 @@ def _protocol(recipe: EvaluateRecipe, items: Sequence[BenchItem]) -> dict[str, A
         "judge_sampling": recipe.judging.model_dump(),
         "generation_sampling": recipe.generation.model_dump(),
         "seed": recipe.seed,
-        "interval": "95 %, normal, cluster-robust by prompt (CR0)",
+        "interval": INTERVAL,
         "coverage_threshold": recipe.coverage_threshold,
         "models": {model.name: model.model for model in recipe.models},
     }
@@ -127,4 +127,8 @@ def format_estimate(entry: dict[str, Any]) -> str:
     if entry["mean"] is None:
         return "withheld" if "withheld" in entry else "none"
     mean = two_decimals(entry["mean"])
-    return mean if entry["low"] is None else f"{mean} [{two_decimals(entry['low'])}, {two_decimals(entry['high'])}]"
+    return (
+        f"{mean} (one prompt)"
+        if entry["low"] is None
+        else f"{mean} [{two_decimals(entry['low'])}, {two_decimals(entry['high'])}]"
+    )

@@ -8,7 +8,8 @@ import pytest
 
 from janus_ray.eval.aggregate import aggregate
 
-Z = 1.959963984540054
+# Student's t at 97.5 % with one degree of freedom: there are two prompts.
+T = 12.706204736
 
 
 def judgment(response, prompt, written_for, judged_for, dimension, score, model="m", split="seen"):
@@ -64,8 +65,8 @@ def test_conditions_by_hand():
         for condition in ("own_system", "no_system", "sibling_system")
     )
     assert (own["overall"]["mean"], own["overall"]["n"], own["overall"]["clusters"]) == (4.0, 4, 2)
-    # cluster sums of residuals: p (1 + 0), q (-1 + 0)
-    assert own["overall"]["high"] == pytest.approx(4 + Z * math.sqrt(2) / 4)
+    # cluster sums of residuals: p (1 + 0), q (-1 + 0); two clusters: factor 2 / 1
+    assert own["overall"]["high"] == pytest.approx(4 + T * math.sqrt(2 * 2) / 4)
     assert sibling["overall"]["mean"] == pytest.approx((1 + 2 + 1 + 1) / 4)
     assert none["overall"]["mean"] == pytest.approx((2 + 2 + 1 + 1) / 4)
     assert own["per_dimension"]["style"]["mean"] == 4.0
@@ -74,6 +75,8 @@ def test_conditions_by_hand():
     assert own["per_split"]["unseen"]["per_dimension"]["harmlessness"]["mean"] == 3.0
     # One prompt says nothing about the spread between prompts.
     assert own["per_split"]["seen"]["overall"]["low"] is None
+    assert own["per_split"]["seen"]["overall"]["no_interval"] == "one prompt, no interval"
+    assert "no_interval" not in own["overall"]
 
 
 def test_steering_gain_matrix_and_paired_differences_by_hand():
@@ -81,7 +84,7 @@ def test_steering_gain_matrix_and_paired_differences_by_hand():
     gain = results["steering_gain"]
     # p: 4.5 - 1.5 = 3; q: 3.5 - 1 = 2.5
     assert gain["overall"]["mean"] == pytest.approx(2.75)
-    assert gain["overall"]["low"] == pytest.approx(2.75 - Z * math.sqrt(2 * 0.25**2) / 2)
+    assert gain["overall"]["low"] == pytest.approx(2.75 - T * math.sqrt(2 * 2 * 0.25**2) / 2)
     assert gain["per_split"]["unseen"]["mean"] == pytest.approx(2.5)
     assert results["matrix"]["m"] == [[4.0, 1.0], [1.5, 4.0]]
     paired = results["paired_differences"]["m"]

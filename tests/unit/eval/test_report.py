@@ -64,7 +64,16 @@ def test_the_report_is_one_file_that_fetches_and_runs_nothing(tmp_path):
 def test_the_report_shows_the_numbers(tmp_path):
     html = report_of(two_prompts(), tmp_path)
     text = re.sub(r"<[^>]+>", " ", html)
-    for shown in ("4.00", "2.75", "for 2", "seen", "unseen", "100.0 %", "own system - sibling system"):
+    for shown in (
+        "4.00",
+        "2.75",
+        "for 2",
+        "seen",
+        "unseen",
+        "100.0 %",
+        "one prompt, no interval",
+        "own system - sibling system",
+    ):
         assert shown in text, shown
     # seen: own mean 4.5, in the plot
     assert re.search(r">4\.50<", html)

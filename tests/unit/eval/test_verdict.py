@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from janus_ray.eval.verdict import parse_verdict
@@ -202,6 +202,7 @@ PIECES = st.sampled_from(
 )
 
 
+@settings(max_examples=50)
 @given(st.lists(PIECES | st.text(max_size=4), max_size=14).map("".join))
 def test_whatever_a_judge_writes_a_score_stands_behind_a_tag(text):
     score = parse_verdict(text)
