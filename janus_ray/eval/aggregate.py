@@ -7,8 +7,8 @@ asked the same prompt. Its *score* for a person is the mean over that person's r
     sibling_system  judged for another person who asked the same prompt: off the diagonal
     no_system       written for nobody, judged for each person
 
-Means are over scores, intervals are cluster-robust by prompt (stats.py; none where there is one prompt only), and a mean
-whose coverage (scored rubrics / due ones) is below the threshold is not reported.
+Means are over scores, intervals are cluster-robust by prompt (stats.py; none where there is one prompt only), and a
+mean whose coverage (scored rubrics / due ones) is below the threshold is not reported.
 """
 
 from __future__ import annotations
