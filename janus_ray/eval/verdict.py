@@ -28,10 +28,9 @@ _THOUGHT_MARK = re.compile(
 )
 
 # Characters that look like others or like nothing.
-_PLAIN = {
-    ord(wide): plain for wide, plain in zip("［］【】（）：／０１２３４５６７８９", "[][]():/0123456789", strict=True)
-}
-_PLAIN |= dict.fromkeys(map(ord, "\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"))
+_PLAIN = str.maketrans(
+    "［］【】（）：／０１２３４５６７８９", "[][]():/0123456789", "\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
+)
 
 _MARKS = r"[\s:=*_(\[{<`\"'$\\#]*"
 _LABEL = r"(?:(?:the\s+)?(?:(?:final|overall)\s+)?(?:score|rating|grade)(?:\s+(?:is|of))?" + _MARKS + ")?"
