@@ -7,8 +7,8 @@ import re
 from janus_ray.miniature import checks
 
 _PROMPT = re.compile(
-    r"### Request\n(?P<request>.*?)\n+### Response\n(?P<response>.*)\n+### Reference answer \(score 5\)\n.*"
-    r"### Criterion\n(?P<criterion>.*?)\n+Score 1:",
+    r"### Request\n(?P<request>.*?)\n+### Response\n(?P<response>.*?)\n+(?:### Reference answer \(score 5\)\n.*)?"
+    r"### Criterion\n(?P<criterion>.*?)\n+(?:Score 1:|### Task)",
     flags=re.DOTALL,
 )
 # Rubrics of this world name the value they are about: see bench.rubric_for.
