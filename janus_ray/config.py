@@ -7,22 +7,62 @@ field carries its unit and range in the docstring beneath it.
 
 from __future__ import annotations
 
+import os
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeGuard, TypeVar
+from typing import Annotated, Any, Literal, TypeGuard, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from janus_ray.errors import ConfigError
 
 IfExists = Literal["fail", "resume", "overwrite"]
 
+_LARGEST_FILE_BYTES = 8 * 1024**2
+_LARGEST_NUMBER = 2**63 - 1
+_SHOWN_CHARACTERS = 80
+
 
 class Recipe(BaseModel):
-    """Base of every recipe and of every section of one."""
+    """Base of every recipe and of every section of one.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    A number is a number: `true` or "5" in its place is an error, as are nan and infinity.
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_are_tuples(cls, values: Any) -> Any:
+        """TOML and JSON know lists only."""
+        if not isinstance(values, dict):
+            return values
+        tuples = {name for name, field in cls.model_fields.items() if get_origin(field.annotation) is tuple}
+        return {key: tuple(v) if key in tuples and isinstance(v, list) else v for key, v in values.items()}
+
+
+def _path(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be empty")
+    if not text.isprintable():
+        raise ValueError("must be a path without control characters")
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~"):
+        raise ValueError(f"{text.split('/')[0]}: no such user")
+    return expanded
+
+
+PathText = Annotated[str, AfterValidator(_path)]
+"""A file or folder, "~" expanded; where a field says so, also the id of something on the Hugging Face hub."""
 
 
 # On fields that say how hard and where, not what: a resume may change them, because they cannot change a result.
@@ -32,11 +72,11 @@ OPERATIONAL: dict[str, Any] = {"operational": True}
 class RayConfig(Recipe):
     """The Ray cluster a job runs on. RAY_ADDRESS, when set, names a running one and the sizes are its own."""
 
-    logical_cpus: int | None = Field(default=None, ge=1)
+    logical_cpus: int | None = Field(default=None, ge=1, le=100_000)
     """CPUs that a local cluster claims to have; None takes the machine's. A two-core laptop claims more than it has,
     because Ray counts one for every actor, also for those that only wait."""
-    object_store_gib: float | None = Field(default=None, gt=0)
-    """Shared memory for objects in GiB; None leaves the choice to Ray."""
+    object_store_gib: float | None = Field(default=None, ge=0.08, le=100_000)
+    """Shared memory for objects in GiB, at least 0.08 (Ray's own limit is 75 MiB); None leaves the choice to Ray."""
     dashboard: bool = False
     """Start the Ray dashboard with a local cluster."""
 
@@ -50,13 +90,16 @@ def load_recipe(recipe_type: type[AnyRecipe], files: Sequence[Path | str], overr
     Raises:
         ConfigError: one line with the file, the field's path, the value, and what is allowed.
     """
-    merged: dict[str, Any] = {}
-    for file in files:
-        merged = _merge(merged, _read_toml(Path(file)))
-    for override in overrides:
-        merged = _merge(merged, _parse_override(override))
     origin = " + ".join(str(file) for file in files) or recipe_type.__name__
-    return validate(recipe_type, merged, origin)
+    merged: dict[str, Any] = {}
+    try:
+        for file in files:
+            merged = _merge(merged, _read_toml(Path(file)))
+        for override in overrides:
+            merged = _overridden(merged, override, recipe_type)
+        return validate(recipe_type, merged, origin)
+    except RecursionError:
+        raise ConfigError(f"{origin}: nested too deeply") from None
 
 
 def validate(recipe_type: type[AnyRecipe], values: dict[str, Any], origin: str) -> AnyRecipe:
@@ -65,10 +108,20 @@ def validate(recipe_type: type[AnyRecipe], values: dict[str, Any], origin: str) 
     Raises:
         ConfigError: as `load_recipe`.
     """
+    if too_large := _too_large(values, ()):
+        raise ConfigError(f"{origin}: {'.'.join(too_large)}: a number so large cannot be meant")
     try:
         return recipe_type.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_one_line(error, recipe_type, origin)) from None
+
+
+def _too_large(value: Any, path: tuple[str, ...]) -> tuple[str, ...]:
+    """The path of the first whole number that no library below us takes; empty where there is none."""
+    if isinstance(value, int) and abs(value) > _LARGEST_NUMBER:
+        return path
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return next((found for key, one in inner if (found := _too_large(one, (*path, str(key))))), ())
 
 
 def resolved(recipe: Recipe) -> dict[str, Any]:
@@ -94,30 +147,72 @@ def _operational(recipe_type: type[BaseModel]) -> dict[str, Any]:
 
 def _read_toml(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text())
+        if file.stat().st_size > _LARGEST_FILE_BYTES:
+            raise ConfigError(f"recipe {file}: has more than {_LARGEST_FILE_BYTES // 1024**2} MiB; is it a recipe?")
+        text = file.read_bytes().decode("utf-8-sig")
+        return tomllib.loads(text)
     except FileNotFoundError:
         raise ConfigError(f"recipe {file}: no such file") from None
     except IsADirectoryError:
         raise ConfigError(f"recipe {file}: is a folder, expected a TOML file") from None
     except OSError as error:
         raise ConfigError(f"recipe {file}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"recipe {file}: not valid TOML: {error}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"recipe {file}: not UTF-8; save it as UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"recipe {file}: not valid TOML: {_first_line(str(error))}") from None
+    # What tomllib lets through from int() and from dates.
+    except ValueError as error:
+        raise ConfigError(
+            f"recipe {file}: holds a number or date that cannot be read ({_first_line(str(error))})"
+        ) from None
 
 
-def _parse_override(override: str) -> dict[str, Any]:
-    """`a.b=c` as nested tables; c is read as TOML and, failing that, as plain text."""
+def _overridden(merged: dict[str, Any], override: str, recipe_type: type[Recipe]) -> dict[str, Any]:
+    """The values with `a.b=c` in place; a number as a key reaches into a list ("models.0.path=...").
+
+    Raises:
+        ConfigError: the override has another form, or names an entry that a list does not have.
+    """
     path, separator, text = override.partition("=")
-    if not separator or not path.strip():
-        raise ConfigError(f"--set {override}: expected the form section.field=value")
+    keys = [key.strip() for key in path.split(".")]
+    if not separator or not all(keys):
+        raise ConfigError(f"--set {_shown(override, quoted=False)}: expected the form section.field=value")
+    return _placed(merged, keys, _value(text.strip(), recipe_type, keys), override.partition("=")[0])
+
+
+def _placed(values: Any, keys: list[str], value: Any, path: str) -> Any:
+    if not keys:
+        return value
+    first, *rest = keys
+    if isinstance(values, list):
+        if not (first.isdecimal() and int(first) < len(values)):
+            raise ConfigError(f"--set {path}: expected the number of an entry, 0 to {len(values) - 1}, not {first!r}")
+        changed = list(values)
+        changed[int(first)] = _placed(values[int(first)], rest, value, path)
+        return changed
+    table = values if isinstance(values, dict) else {}
+    placed = _placed(table.get(first), rest, value, path)
+    both_tables = not rest and isinstance(table.get(first), dict) and isinstance(placed, dict)
+    return {**table, first: _merge(table[first], placed) if both_tables else placed}
+
+
+def _value(text: str, recipe_type: type[Recipe], keys: Sequence[str]) -> Any:
+    """The override's value: TOML, or plain text where it is none, or where the field takes nothing but text."""
     try:
-        value: Any = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    first, *inner = path.strip().split(".")
-    for key in reversed(inner):
-        value = {key: value}
-    return {first: value}
+        parsed = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return text
+    if parsed.keys() != {"value"} or (not isinstance(parsed["value"], str) and _takes_only_text(recipe_type, keys)):
+        return text
+    return parsed["value"]
+
+
+def _takes_only_text(recipe_type: type[Recipe], keys: Sequence[str]) -> bool:
+    section = _section(recipe_type, keys[:-1])
+    field = section.model_fields.get(keys[-1]) if section else None
+    kinds = {field.annotation, *get_args(field.annotation)} if field else set()
+    return str in kinds and kinds <= {str, type(None), field.annotation if field else None}
 
 
 def _merge(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
@@ -130,36 +225,57 @@ def _merge(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
 
 
 def _one_line(error: ValidationError, recipe_type: type[Recipe], origin: str) -> str:
-    first, *rest = error.errors()
-    path = ".".join(str(part) for part in first["loc"]) or "recipe"
+    first, *rest = error.errors(include_url=False, include_context=False)
+    path = ".".join(_shown(str(part), quoted=False) for part in first["loc"]) or "recipe"
     if first["type"] == "extra_forbidden":
         allowed = _allowed_keys(recipe_type, first["loc"][:-1])
         problem = f"unknown key{f'; allowed: {allowed}' if allowed else ''}"
     elif first["type"] == "missing":
         problem = "is required"
     else:
-        # These may hold a secret by mistake.
-        secret = path.endswith(("api_key_env", "base_url"))
-        problem = first["msg"].removeprefix("Value error, ") + ("" if secret else f" (got {first['input']!r})")
+        problem = _first_line(first["msg"].removeprefix("Value error, "))
+        # A whole section is no help; and what stands where a key or an address belongs may be a secret.
+        if isinstance(first["input"], str | int | float | list | None) and not _SECRET.search(path):
+            problem += f" (got {_shown(first['input'])})"
     more = f" (and {len(rest)} more)" if rest else ""
     return f"{origin}: {path}: {problem}{more}"
 
 
-def _allowed_keys(recipe_type: type[BaseModel], path: Sequence[int | str]) -> str:
-    """The keys of the section at the path, for the message about an unknown one; empty where it is not a section."""
-    section: Any = recipe_type
+_SECRET = re.compile(r"key|url|token|password|secret", re.IGNORECASE)
+_LOOKS_SECRET = re.compile(r"://[^/\s]*@|\b(sk|pk|hf|gsk|xai|ghp)[-_]\w{6}|bearer ", re.IGNORECASE)
+
+
+def _shown(value: object, *, quoted: bool = True) -> str:
+    """A value for a message: short, on one line, and not where it looks like a secret."""
+    text = repr(value) if quoted else str(value)
+    if _LOOKS_SECRET.search(text):
+        return "something that looks like a secret"
+    text = " ".join(text.split())
+    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."
+
+
+def _first_line(text: str) -> str:
+    return _shown(next(iter(text.splitlines()), ""), quoted=False) if len(text) > 400 else " ".join(text.split())
+
+
+def _section(recipe_type: type[BaseModel], path: Sequence[int | str]) -> type[BaseModel] | None:
+    """The section's type at the path, through lists; None where the path leads elsewhere."""
+    section: type[BaseModel] = recipe_type
     for part in path:
-        if isinstance(part, int):
+        if isinstance(part, int) or part.isdecimal():
             continue
         field = section.model_fields.get(part)
-        if field is None:
-            return ""
-        inner = [arg for arg in (field.annotation, *getattr(field.annotation, "__args__", ())) if _is_model(arg)]
+        inner = [arg for arg in (field.annotation, *get_args(field.annotation)) if _is_model(arg)] if field else []
         if not inner:
-            return ""
+            return None
         section = inner[0]
-    # What a job fills in itself is kept out of the representation, and out of this list.
-    return ", ".join(name for name, field in section.model_fields.items() if field.repr)
+    return section
+
+
+def _allowed_keys(recipe_type: type[BaseModel], path: Sequence[int | str]) -> str:
+    """The keys of the section at the path, for the message about an unknown one; empty where it is not a section."""
+    section = _section(recipe_type, path)
+    return ", ".join(section.model_fields) if section else ""
 
 
 def _is_model(candidate: Any) -> TypeGuard[type[BaseModel]]:

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
-from janus_ray.config import OPERATIONAL, RayConfig, Recipe
+from janus_ray.config import OPERATIONAL, PathText, RayConfig, Recipe
 from janus_ray.llm.endpoint import Endpoint
 
 
 class Source(Recipe):
     """One place where instructions come from."""
 
-    path: str
-    """A JSONL or Parquet file, a folder of Parquet files, or the id of a Hugging Face dataset."""
-    format: Literal["auto", "jsonl", "parquet", "huggingface"] = "auto"
-    """"auto" goes by the ending (.jsonl, .json, .parquet, a folder) and takes anything else that is not a path on
-    disk for a dataset id."""
-    prompt_column: str = "instruction"
+    path: PathText
+    """A file (JSON lines, a JSON array, Parquet, or .csv and .tsv with a header), a folder of such files, or the id of
+    a Hugging Face dataset, "org/name" or "org/name@revision"."""
+    prompt_column: str = Field(default="instruction", min_length=1)
     """Column with the instruction. A dotted path reaches into nested values: "turns.0", "instances.0.input"."""
-    input_column: str | None = None
+    input_column: str | None = Field(default=None, min_length=1)
     """Column with further input; where it is not empty it follows the instruction after a blank line."""
-    source_column: str | None = None
-    """Column whose value becomes `original_source`; None takes the name of the source."""
-    name: str | None = None
+    source_column: str | None = Field(default=None, min_length=1)
+    """Column whose value becomes `original_source`; None, and a row without it, take the name of the source."""
+    name: str | None = Field(default=None, min_length=1)
     """Becomes `main_source`; None takes the file's name or the dataset's id."""
-    split: str = "train"
-    """Split of a Hugging Face dataset."""
+    split: str = Field(default="train", min_length=1)
+    """Split of a Hugging Face dataset, or of a folder whose files are named by split."""
     limit: int | None = Field(default=None, ge=1)
     """Take at most this many rows, from the start."""
 
@@ -55,7 +51,7 @@ class CollectRecipe(Recipe):
 
     sources: list[Source] = Field(min_length=1)
     """Where instructions come from, in this order; of equal instructions the first is kept."""
-    output_dir: str
+    output_dir: PathText = Field(json_schema_extra=OPERATIONAL)
     """Folder for the collection."""
     teacher: Endpoint
     """The model that writes preference sets, system messages and responses."""

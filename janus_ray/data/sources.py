@@ -1,8 +1,13 @@
-"""Reading instructions from files and datasets into one list without exact duplicates."""
+"""Reading instructions from files and datasets into one list without exact duplicates.
+
+A row that cannot be used is left out, counted by its reason and said; a source that can give nothing is an error.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,7 +15,19 @@ from typing import Any
 from janus_ray.data.recipe import Source
 from janus_ray.errors import DataError
 from janus_ray.records import Instruction, content_id
-from janus_ray.store.tables import read_jsonl, read_parquet
+from janus_ray.store.hub import hub_id
+from janus_ray.store.tables import Row, read_rows
+
+_ABSENT = object()
+_LISTED_COLUMNS = 30
+_SHOWN_CHARACTERS = 200
+
+# What is counted, in words for the terminal.
+_REASONS = {
+    "no_prompt_column": "without the column {prompt_column!r}",
+    "prompt_not_text": "with something else than text in {prompt_column!r}",
+    "input_not_text": "with something else than text in {input_column!r}",
+}
 
 
 def read_instructions(sources: Sequence[Source]) -> tuple[list[Instruction], dict[str, int]]:
@@ -19,97 +36,126 @@ def read_instructions(sources: Sequence[Source]) -> tuple[list[Instruction], dic
     Two instructions are equal when they are the same text but for white space at the ends and its amount inside.
 
     Returns:
-        The instructions, and the counts "read", "empty" and "duplicate".
+        The instructions, and the counts "read", "empty" and "duplicate"; where there were any, also the rows left out
+        as "no_prompt_column", "prompt_not_text" and "input_not_text", and those read "without_input_column".
 
     Raises:
-        DataError: a source is missing, unreadable, without the named column, or nothing is left.
+        DataError: a source is missing or unreadable, no row of it has the named column or a text in it, or nothing is
+            left.
     """
     kept: dict[str, Instruction] = {}
-    counts = {"read": 0, "empty": 0, "duplicate": 0}
+    counts = Counter({"read": 0, "empty": 0, "duplicate": 0})
     for source in sources:
-        for row_number, row in enumerate(islice(_rows(source), source.limit)):
-            counts["read"] += 1
-            prompt = _prompt(row, source, row_number)
+        reader = _Reader(source)
+        for prompt, original in reader.prompts():
             prompt_id = content_id(" ".join(prompt.split()))
-            if not prompt:
-                counts["empty"] += 1
-            elif prompt_id in kept:
+            if prompt_id in kept:
                 counts["duplicate"] += 1
             else:
-                kept[prompt_id] = _instruction(prompt_id, prompt, row, source, row_number)
+                kept[prompt_id] = Instruction(
+                    prompt_id, main_source=reader.name, original_source=original, prompt=prompt
+                )
+        reader.close()
+        counts.update(reader.counts)
     if not kept:
         raise DataError(
             f"no instruction in {', '.join(source.path for source in sources)} ({counts['read']} rows read)"
         )
-    return list(kept.values()), counts
+    return list(kept.values()), dict(counts)
 
 
-def _rows(source: Source) -> Iterable[Mapping[str, Any]]:
-    kind = _format_of(source)
-    if kind == "jsonl":
-        return read_jsonl(source.path)
-    if kind == "parquet":
-        return read_parquet(source.path).to_pylist()
-    return _huggingface_rows(source)
+class _Reader:
+    """One source: its prompts, what was left out, and whether its columns exist at all."""
+
+    def __init__(self, source: Source) -> None:
+        self.counts: Counter[str] = Counter()
+        self._source = source
+        found = hub_id(source.path)
+        self.name = source.name or (found.name if found else Path(source.path).stem)
+        # Columns that the recipe names, and whether any row has had them.
+        named = (source.prompt_column, source.input_column, source.source_column)
+        self._seen = {column: False for column in named if column}
+        self._columns: dict[str, None] = {}
+        self._first: dict[str, str] = {}
+
+    def prompts(self) -> Iterator[tuple[str, str]]:
+        """Prompt and original source of each usable row."""
+        source = self._source
+        for row in islice(read_rows(source.path, split=source.split), source.limit):
+            self.counts["read"] += 1
+            if len(self._columns) < _LISTED_COLUMNS:
+                self._columns.update(dict.fromkeys(row.values))
+            prompt = self._at(row, source.prompt_column)
+            extra = self._at(row, source.input_column)
+            original = self._at(row, source.source_column)
+            if prompt is _ABSENT:
+                self._leave_out("no_prompt_column", row, None)
+            elif not isinstance(prompt, str):
+                self._leave_out("prompt_not_text", row, prompt)
+            elif extra is not _ABSENT and not isinstance(extra, str):
+                self._leave_out("input_not_text", row, extra)
+            elif not prompt:
+                self.counts["empty"] += 1
+            else:
+                if source.input_column and extra is _ABSENT:
+                    self.counts["without_input_column"] += 1
+                text = f"{prompt}\n\n{extra}" if extra and isinstance(extra, str) else prompt
+                yield text, str(original) if isinstance(original, str | int) and original != "" else self.name
+
+    def close(self) -> None:
+        """Says what was left out.
+
+        Raises:
+            DataError: a named column is in no row, or no row has a text where the prompt belongs.
+        """
+        if not self.counts["read"]:
+            return
+        for column, seen in self._seen.items():
+            if not seen:
+                listed = _cut(", ".join(map(str, self._columns)))
+                raise DataError(f"source {self._source.path}: no column {column!r}; it has: {listed or 'none'}")
+        for reason in ("prompt_not_text", "input_not_text"):
+            if self.counts[reason] and self.counts[reason] == self.counts["read"]:
+                raise DataError(f"source {self._source.path}, {self._first[reason]}")
+        for reason, words in _REASONS.items():
+            if self.counts[reason]:
+                said = words.format(prompt_column=self._source.prompt_column, input_column=self._source.input_column)
+                print(
+                    f"source {self._source.path}: left out {self.counts[reason]} of {self.counts['read']} rows "
+                    f"{said}; the first: {self._first[reason]}",
+                    flush=True,
+                )
+
+    def _at(self, row: Row, column: str | None) -> Any:
+        """The value at a dotted path, stripped; null and nan are an empty text, a path that leads nowhere `_ABSENT`."""
+        if column is None:
+            return _ABSENT
+        value = _value_at(row.values, column)
+        if value is _ABSENT:
+            return _ABSENT
+        self._seen[column] = True
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            return ""
+        return value.strip() if isinstance(value, str) else value
+
+    def _leave_out(self, reason: str, row: Row, value: Any) -> None:
+        self.counts[reason] += 1
+        column = self._source.input_column if reason == "input_not_text" else self._source.prompt_column
+        kind = f": column {column!r} holds {type(value).__name__}, expected text" if value is not None else ""
+        self._first.setdefault(reason, row.place + kind)
 
 
-def _format_of(source: Source) -> str:
-    if source.format != "auto":
-        return source.format
-    path = Path(source.path)
-    if path.suffix in (".jsonl", ".json"):
-        return "jsonl"
-    if path.suffix == ".parquet" or path.is_dir():
-        return "parquet"
-    if path.exists():
-        raise DataError(f"source {source.path}: unknown ending {path.suffix!r}; set format to jsonl or parquet")
-    if source.path.count("/") > 1 or source.path.startswith((".", "/", "~")):
-        raise DataError(f"source {source.path}: no such file or folder")
-    return "huggingface"
-
-
-def _huggingface_rows(source: Source) -> Iterable[Mapping[str, Any]]:
-    import datasets
-
-    try:
-        return datasets.load_dataset(source.path, split=source.split, streaming=True)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"source {source.path}: neither a file here nor a dataset that can be loaded "
-            f"(split {source.split!r}): {str(error).splitlines()[0]}"
-        ) from None
-
-
-def _prompt(row: Mapping[str, Any], source: Source, row_number: int) -> str:
-    prompt = _text_at(row, source.prompt_column, source, row_number)
-    extra = _text_at(row, source.input_column, source, row_number) if source.input_column else ""
-    return f"{prompt}\n\n{extra}" if prompt and extra else prompt
-
-
-def _instruction(prompt_id: str, prompt: str, row: Mapping[str, Any], source: Source, row_number: int) -> Instruction:
-    name = source.name or Path(source.path).stem
-    original = _text_at(row, source.source_column, source, row_number) if source.source_column else name
-    return Instruction(prompt_id, main_source=name, original_source=original, prompt=prompt)
-
-
-def _text_at(row: Mapping[str, Any], path: str, source: Source, row_number: int) -> str:
-    """The text at a dotted path; None counts as empty.
-
-    Raises:
-        DataError: there is no such column, or it holds something else than text.
-    """
-    value: Any = row
-    for part in path.split("."):
+def _value_at(values: Mapping[str, Any], column: str) -> Any:
+    if column in values:
+        return values[column]
+    found: Any = values
+    for part in column.split("."):
         try:
-            value = value[int(part)] if isinstance(value, Sequence) and not isinstance(value, str) else value[part]
+            found = found[int(part)] if isinstance(found, list) else found[part]
         except (KeyError, IndexError, ValueError, TypeError):
-            raise DataError(
-                f"source {source.path}, row {row_number}: no column {path!r}; it has: {', '.join(map(str, row))}"
-            ) from None
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise DataError(
-            f"source {source.path}, row {row_number}: column {path!r} holds {type(value).__name__}, expected text"
-        )
-    return value.strip()
+            return _ABSENT
+    return found
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."

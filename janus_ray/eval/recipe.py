@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from janus_ray.config import OPERATIONAL, RayConfig, Recipe
+from janus_ray.config import OPERATIONAL, PathText, RayConfig, Recipe
 from janus_ray.llm.endpoint import Endpoint
 
 Condition = Literal["own_system", "no_system"]
@@ -15,9 +15,9 @@ Condition = Literal["own_system", "no_system"]
 class EvaluatedModel(Recipe):
     """One model to evaluate."""
 
-    name: str
+    name: str = Field(min_length=1)
     """Name in the report."""
-    model: str
+    model: str = Field(min_length=1)
     """Model id at the policy endpoint."""
     conditions: tuple[Condition, ...] = ("own_system", "no_system")
     """What is generated: with each person's own system message, and without any. The sibling control needs no
@@ -33,7 +33,7 @@ class GenerationSampling(Recipe):
     """Nucleus mass (paper: 0.9)."""
     max_tokens: int = Field(default=1024, ge=1)
     """Longest response, in tokens (paper: 1024). A response cut there is judged as it is and counted."""
-    repetition_penalty: float | None = 1.03
+    repetition_penalty: float | None = Field(default=1.03, ge=0.01, le=10)
     """Penalty for repeated tokens (paper: 1.03); unset it for an endpoint that does not know it."""
 
 
@@ -63,9 +63,9 @@ class PolicyEndpoint(Endpoint):
 class EvaluateRecipe(Recipe):
     """Generate, judge, aggregate."""
 
-    bench: str
+    bench: PathText
     """JSONL or Parquet with the columns of the Multifaceted Bench; `prompt_id`, `item_id` and `split` are optional."""
-    output_dir: str
+    output_dir: PathText = Field(json_schema_extra=OPERATIONAL)
     """Folder for generations, judgments, results.json and index.html."""
     policy: PolicyEndpoint
     """Where the evaluated models are served."""

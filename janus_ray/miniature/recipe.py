@@ -6,22 +6,22 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from janus_ray.config import Recipe
+from janus_ray.config import OPERATIONAL, PathText, Recipe
 
 
 class InstructionsRecipe(Recipe):
     """Writing the world's instructions."""
 
-    output_path: str
+    output_path: PathText
     """JSONL file to write."""
 
 
 class BaseModelRecipe(Recipe):
     """Building a tokenizer and an untrained Mistral from a collection."""
 
-    collection: str
+    collection: PathText
     """Folder of a finished collection; the tokenizer is trained on its texts."""
-    output_dir: str
+    output_dir: PathText = Field(json_schema_extra=OPERATIONAL)
     """Hugging Face model folder to write."""
     vocab_size: int = Field(default=1024, ge=300)
     """Tokens in the vocabulary: 256 bytes, the special tokens, merges."""
@@ -52,9 +52,9 @@ class BaseModelRecipe(Recipe):
 class BenchRecipe(Recipe):
     """Writing the world's bench."""
 
-    collection: str
+    collection: PathText
     """Folder of a finished collection: what was seen in training is read from it."""
-    output_path: str
+    output_path: PathText
     """JSONL file to write, in the schema of records.BENCH."""
     prompts_per_split: int = Field(default=24, ge=1, le=48)
     """Prompts in each split; each is asked by three people."""

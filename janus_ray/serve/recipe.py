@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from janus_ray.chat import ChatTemplate
-from janus_ray.config import RayConfig, Recipe
+from janus_ray.config import PathText, RayConfig, Recipe
 from janus_ray.records import DIMENSIONS
 
 DEPLOYMENT_PREFIX = "model:"
@@ -64,7 +64,7 @@ class ServedModel(Recipe):
 
     model_id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/@-]*$", max_length=100)
     """The name that requests use."""
-    path: str
+    path: PathText
     """Local Hugging Face folder with tokenizer, chat template and template hash, as the training jobs export it."""
     chat_template: ChatTemplate | None = None
     """How a conversation becomes token ids: "janus" is the paper's format, "own" the chat template that the model's

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_ray.errors import DataError
+from janus_ray.text import well_formed
 
 
 @contextmanager
@@ -26,7 +28,7 @@ def written_beside(path: Path | str) -> Generator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror}") from None
+        raise DataError(f"{path}: cannot be written: {os_reason(error)}") from None
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -35,12 +37,27 @@ def written_beside(path: Path | str) -> Generator[Path]:
 def write_text(path: Path | str, text: str) -> None:
     """Writes beside the target, then renames: a reader sees the old file or the new one, never half of one."""
     with written_beside(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(well_formed(text), encoding="utf-8")
 
 
 def write_json(path: Path | str, value: object) -> None:
-    """Writes indented JSON atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Writes indented JSON atomically: strict JSON, so a number that is not finite is written as null."""
+    write_text(path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def os_reason(error: OSError) -> str:
+    """What the operating system says, in words; other libraries' errors of this kind may hold no code."""
+    if error.errno:
+        return os.strerror(error.errno)
+    return error.strerror or next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def read_json(path: Path | str) -> Any:
@@ -50,13 +67,15 @@ def read_json(path: Path | str) -> Any:
         DataError: the file is missing or is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not valid JSON: {error}") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {os_reason(error)}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not valid JSON: {next(iter(str(error).splitlines()), '')}") from None
 
 
 def write_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes one JSON object per line, atomically."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    """Writes one JSON object per line, atomically, each as strict as `write_json` writes it."""
+    write_text(path, "".join(json.dumps(_finite(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows))

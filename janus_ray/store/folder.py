@@ -5,7 +5,9 @@ A folder without a manifest is unfinished, and one without either is not ours.
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import os
 import platform
 import shutil
 import subprocess
@@ -17,7 +19,7 @@ from typing import IO, Any
 
 from janus_ray.config import IfExists, Recipe, resolved, result_relevant
 from janus_ray.errors import ConfigError, DataError
-from janus_ray.store.files import read_json, write_json
+from janus_ray.store.files import os_reason, read_json, write_json
 from janus_ray.store.fingerprint import LOCK, MANIFEST, RECIPE, fingerprint
 
 # The distributions whose version can change a result.
@@ -42,12 +44,11 @@ class OutputFolder:
         self.path = Path(path)
         self.recipe = recipe
         self._started = time.time()
-        occupied = self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir()))
+        try:
+            occupied = self._look()
+        except OSError as error:
+            raise ConfigError(f"output folder {self.path} cannot be written: {os_reason(error)}") from None
         self._replaces = occupied and if_exists == "overwrite"
-        if occupied and not (self.path / RECIPE).is_file():
-            raise ConfigError(
-                f"output folder {self.path} was not made by this project and is left alone; choose another"
-            )
         if occupied and if_exists == "fail":
             state = "is finished" if self.finished else "is unfinished"
             raise ConfigError(
@@ -65,8 +66,12 @@ class OutputFolder:
         """Whether there is a finished folder to keep that was made from these inputs as they are now."""
         if not self.finished:
             return False
-        stored = {name: entry["sha256"] for name, entry in read_manifest(self.path)["inputs"].items()}
-        return stored == {name: fingerprint(path) for name, path in inputs.items()}
+        stored = read_manifest(self.path).get("inputs")
+        if not isinstance(stored, dict):
+            return False
+        # Where an input lies is no part of what it is.
+        before = {name: entry.get("sha256") if isinstance(entry, dict) else None for name, entry in stored.items()}
+        return before == {name: fingerprint(path) for name, path in inputs.items()}
 
     def begin(self) -> None:
         """Makes the folder, or replaces it where that was asked for; from here on it counts as unfinished.
@@ -75,18 +80,29 @@ class OutputFolder:
             ConfigError: it cannot be made, or another run is writing there.
         """
         try:
-            if self._replaces:
-                _lock(self.path)
-                shutil.rmtree(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
             _lock(self.path)
+            # First of all, so that what is half replaced never counts as finished.
             (self.path / MANIFEST).unlink(missing_ok=True)
+            if self._replaces:
+                self._empty()
             write_json(self.path / RECIPE, resolved(self.recipe))
         except BlockingIOError:
             raise ConfigError(f"output folder {self.path}: another run is writing there at the moment") from None
         except OSError as error:
-            raise ConfigError(f"output folder {self.path} cannot be written: {error.strerror}") from None
+            raise ConfigError(f"output folder {self.path} cannot be written: {os_reason(error)}") from None
         self._replaces = False
+
+    def _empty(self) -> None:
+        """Removes what is inside. Recipe and lock stay, so that the folder is ours at every moment, also if we die."""
+        for child in self.path.iterdir():
+            if child.name in (RECIPE, LOCK):
+                continue
+            # A link goes; what it points to is not in this folder.
+            if child.is_dir() and not child.is_symlink():
+                shutil.rmtree(child)
+            else:
+                child.unlink()
 
     def finish(self, inputs: Mapping[str, Path | str], counts: Mapping[str, Any], **more: object) -> dict[str, Any]:
         """Writes the manifest, last of all files, and returns it.
@@ -108,6 +124,47 @@ class OutputFolder:
         }
         write_json(self.path / MANIFEST, manifest)
         return manifest
+
+    def _look(self) -> bool:
+        """Whether something of ours is there.
+
+        Raises:
+            ConfigError: what is there is not ours, or nothing can be made there.
+            OSError: the system does not let us look.
+        """
+        if self.path.is_symlink() and not self.path.exists():
+            raise ConfigError(f"output folder {self.path} is a link to {os.readlink(self.path)}, which is not there")
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"output folder {self.path} is a file; choose another")
+        if not self.path.exists():
+            parent = next(folder for folder in self.path.absolute().parents if os.path.lexists(folder))
+            if not parent.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, "")
+            if not os.access(parent, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, "")
+            return False
+        # Begun by a run of ours that died in its first moment: a lock, perhaps half a recipe, and nothing else.
+        if all(name == LOCK or name.startswith(f".{RECIPE}.") for name in os.listdir(self.path)):
+            return False
+        if not self._is_ours():
+            raise ConfigError(
+                f"output folder {self.path} was not made by this project and is left alone; choose another"
+            )
+        return True
+
+    def _is_ours(self) -> bool:
+        """Whether the folder holds a recipe of a stage of ours: other programs keep files of that name too."""
+        if not (self.path / RECIPE).is_file():
+            return False
+        try:
+            stored = read_json(self.path / RECIPE)
+            if isinstance(stored, dict) and (self.path / LOCK).is_file():
+                return True
+            type(self.recipe).model_validate(stored)
+        except ValueError:
+            return False
+        # Copied without the file that begins with a dot.
+        return True
 
     def _check_same_recipe(self) -> None:
         stored = read_json(self.path / RECIPE)
@@ -157,7 +214,10 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
     if not path.is_file():
         reason = "the stage did not finish" if Path(folder).is_dir() else "no such folder"
         raise DataError(f"{folder}: no {MANIFEST} ({reason})")
-    return read_json(path)
+    manifest = read_json(path)
+    if not isinstance(manifest, dict):
+        raise DataError(f"{path}: is not a manifest of ours")
+    return manifest
 
 
 def versions() -> dict[str, str]:

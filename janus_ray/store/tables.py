@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from janus_ray.errors import DataError
-from janus_ray.store.files import written_beside
+from janus_ray.store.files import os_reason, written_beside
 from janus_ray.store.hub import dataset_files
 from janus_ray.store.text_rows import LFS_POINTER, json_lines, text_rows
 from janus_ray.text import well_formed_values
@@ -75,7 +75,7 @@ def is_parquet(path: Path) -> bool:
         with path.open("rb") as stream:
             head = stream.read(len(_MAGIC))
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+        raise DataError(f"{path}: cannot be read: {os_reason(error)}") from None
     return head == _MAGIC or (not head and path.suffix == ".parquet")
 
 

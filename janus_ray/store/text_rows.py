@@ -16,6 +16,7 @@ from typing import Any, TextIO
 import pyarrow as pa
 
 from janus_ray.errors import DataError
+from janus_ray.store.files import os_reason
 from janus_ray.text import well_formed_values
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec"
@@ -78,7 +79,7 @@ def _opened(path: Path) -> Generator[TextIO]:
         with pa.input_stream(str(path), compression=kind) as binary:
             yield io.TextIOWrapper(binary, encoding="utf-8", errors="surrogateescape", newline=None)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or str(error).splitlines()[0]}") from None
+        raise DataError(f"{path}: cannot be read: {os_reason(error)}") from None
 
 
 def _lines(stream: TextIO, path: Path) -> Iterator[str]:

@@ -7,21 +7,21 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from janus_ray.chat import ChatTemplate
-from janus_ray.config import OPERATIONAL, RayConfig, Recipe
+from janus_ray.config import OPERATIONAL, PathText, RayConfig, Recipe
 
 
 class TrainRecipe(Recipe):
     """SFT of a policy on a collection."""
 
-    collection: str
+    collection: PathText
     """Folder of Parquet files (or one file) with at least the published columns system, prompt, output. Rows whose
     status is not "ok" are left out."""
-    base_model: str
+    base_model: PathText
     """Local Hugging Face folder, or a hub id, of the model to start from."""
     chat_template: ChatTemplate = "janus"
     """How a conversation becomes token ids: "janus" is the paper's format, "own" the chat template that the base
     model's tokenizer brings, with its rule for system messages. The exported model names it, and is served with it."""
-    output_dir: str
+    output_dir: PathText = Field(json_schema_extra=OPERATIONAL)
     """Folder for the packed data, checkpoints, metrics and the model. On a cluster: storage that every node sees."""
 
     max_length: int = Field(default=8192, ge=16)
