@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from janus_ray.chat import install_template
+from janus_ray.chat import use_template
 from janus_ray.miniature.kit import train_tokenizer
 from janus_ray.model_folder import write_template_record
 from janus_ray.store.tables import write_parquet
@@ -37,7 +37,7 @@ def write_model(folder: Path, layers: int = 2, hidden_size: int = 32) -> Path:
 
     logging.disable_progress_bar()
     tokenizer = train_tokenizer(iter([text for row in texts(40) for text in row.values()]), 400)
-    sha256 = install_template(tokenizer)
+    sha256 = use_template(tokenizer, "janus").probe_sha256()
     torch.manual_seed(0)
     config = MistralConfig(
         vocab_size=len(tokenizer),

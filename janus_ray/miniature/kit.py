@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from janus_ray.chat import install_template
+from janus_ray.chat import use_template
 from janus_ray.config import IfExists
 from janus_ray.miniature.recipe import BaseModelRecipe
 from janus_ray.model_folder import write_template_record
@@ -36,7 +36,7 @@ def build_base_model(recipe: BaseModelRecipe, if_exists: IfExists) -> dict[str, 
         (text for row in rows if row["status"] == "ok" for text in (row["system"], row["prompt"], row["output"])),
         recipe.vocab_size,
     )
-    sha256 = install_template(tokenizer)
+    sha256 = use_template(tokenizer, "janus").probe_sha256()
     torch.manual_seed(recipe.seed)
     model = MistralForCausalLM(
         MistralConfig(

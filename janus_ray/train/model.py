@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from janus_ray.chat import install_template
+from janus_ray.chat import use_template
 from janus_ray.errors import CheckpointError
-from janus_ray.model_folder import load_tokenizer, write_template_record
+from janus_ray.model_folder import load_tokenizer, save_tokenizer, write_template_record
 from janus_ray.train.attention import IMPLEMENTATION, register
 from janus_ray.train.recipe import TrainRecipe
 
@@ -94,19 +94,20 @@ def export(model: PreTrainedModel, recipe: TrainRecipe, folder: Path) -> None:
     if dist.get_rank() != 0:
         return
     dtype = getattr(torch, recipe.export_dtype)
-    tokenizer = load_tokenizer(recipe.base_model)
-    template_sha256 = install_template(tokenizer)
+    encoder = use_template(load_tokenizer(recipe.base_model), recipe.chat_template)
+    tokenizer = encoder.tokenizer
+    ends = sorted({end for end in (tokenizer.eos_token_id, encoder.end_id) if end is not None})
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(load_config(recipe), dtype=dtype)
     with _written_beside(folder) as partial:
         skeleton.save_pretrained(partial, state_dict={name: tensor.to(dtype) for name, tensor in weights.items()})
-        tokenizer.save_pretrained(partial)
+        save_tokenizer(tokenizer, partial)
         GenerationConfig(
             bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=ends[0] if len(ends) == 1 else ends,
             pad_token_id=tokenizer.pad_token_id,
         ).save_pretrained(partial)
-        write_template_record(partial, template_sha256)
+        write_template_record(partial, encoder.probe_sha256(), recipe.chat_template)
 
 
 def _full_weights(recipe: TrainRecipe) -> dict[str, torch.Tensor]:

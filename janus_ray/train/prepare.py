@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from janus_ray.chat import conversation, encode_example, install_template
+from janus_ray.chat import ChatEncoder, ChatTemplate, EncodedExample, conversation, use_template
 from janus_ray.cluster import quiet_ray_data
 from janus_ray.errors import DataError
-from janus_ray.model_folder import load_tokenizer
+from janus_ray.model_folder import load_tokenizer, save_tokenizer
 from janus_ray.store.files import write_json
 from janus_ray.store.tables import parquet_files, read_parquet, write_parquet
 from janus_ray.train.packing import pack
 from janus_ray.train.recipe import TrainRecipe
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 PACKED = pa.schema(
     [
@@ -36,6 +34,7 @@ ROW_GROUP_BINS = 16
 
 _ENCODED = pa.schema([("input_ids", pa.list_(pa.int32())), ("loss_mask", pa.list_(pa.uint8()))])
 _ROWS_PER_BLOCK = 1024
+_SHOWN_CHARACTERS = 60
 _COLUMNS = ["system", "prompt", "output"]
 
 
@@ -47,14 +46,13 @@ def prepare(recipe: TrainRecipe, folder: Path) -> dict[str, Any]:
         CheckpointError: the base model has no usable tokenizer.
     """
     rows = usable_rows(recipe.collection)
-    tokenizer = load_tokenizer(recipe.base_model)
-    template_sha256 = install_template(tokenizer)
+    encoder = use_template(load_tokenizer(recipe.base_model), recipe.chat_template)
     documents = _encode(rows, recipe)
     fitting = documents.filter(_mask(length <= recipe.max_length for length in _lengths(documents)))
     if not len(fitting):
         raise DataError(f"{recipe.collection}: none of {len(rows)} rows fits into {recipe.max_length} tokens")
     packed = _packed_table(fitting, recipe.max_length)
-    audit_masks(packed, tokenizer)
+    audit_masks(packed, encoder)
     write_parquet(folder / "packed" / "bins.parquet", packed, ROW_GROUP_BINS)
     supervised, tokens = sum(packed["num_supervised"].to_pylist()), sum(_lengths(packed))
     counts = {
@@ -64,7 +62,7 @@ def prepare(recipe: TrainRecipe, folder: Path) -> dict[str, Any]:
         "tokens": tokens,
         "supervised_tokens": supervised,
         "padding_share": round(1 - tokens / (len(packed) * recipe.max_length), 4),
-        "template_sha256": template_sha256,
+        "template_sha256": encoder.probe_sha256(),
     }
     write_json(folder / "packed" / "counts.json", counts)
     return counts
@@ -86,7 +84,27 @@ def usable_rows(collection: str) -> pa.Table:
     return table
 
 
-def audit_masks(packed: pa.Table, tokenizer: PreTrainedTokenizerBase) -> str:
+def check_chat(recipe: TrainRecipe, rows: pa.Table) -> None:
+    """Encodes a row with and one without a system message, and writes and reads the tokenizer as an export will.
+
+    Raises:
+        CheckpointError: the tokenizer cannot be used with this template, or an export of it could not be served.
+        DataError: the template does not take such rows.
+    """
+    from transformers import AutoConfig
+
+    encoder = use_template(load_tokenizer(recipe.base_model), recipe.chat_template)
+    systems = rows["system"].to_pylist()
+    for kind in (True, False):
+        index = next((index for index, system in enumerate(systems) if bool(system) == kind), None)
+        if index is not None:
+            _encoded(encoder, rows.slice(index, 1).to_pylist()[0])
+    with tempfile.TemporaryDirectory() as folder:
+        AutoConfig.from_pretrained(recipe.base_model).save_pretrained(folder)
+        save_tokenizer(encoder.tokenizer, Path(folder))
+
+
+def audit_masks(packed: pa.Table, encoder: ChatEncoder) -> str:
     """Looks at every document before the first step, and prints what carries loss in one of them.
 
     A wrong mask trains the wrong thing without any error, so this is a gate and not a log line.
@@ -95,20 +113,20 @@ def audit_masks(packed: pa.Table, tokenizer: PreTrainedTokenizerBase) -> str:
         The printed example, its part with loss in brackets.
 
     Raises:
-        DataError: a document does not start with BOS, does not end with EOS under loss, or has loss that is not one
-            block at its end.
+        DataError: a document does not start as prompts do, does not end with the token that ends an answer under
+            loss, or has loss that is not one block at its end.
     """
-    shown = ""
+    shown, decode = "", encoder.tokenizer.decode
     for row in packed.to_pylist():
         start = 0
         for length in row["document_lengths"]:
             ids, mask = row["input_ids"][start : start + length], row["loss_mask"][start : start + length]
             start += length
             first = mask.index(1) if 1 in mask else length
-            sound = ids[0] == tokenizer.bos_token_id and ids[-1] == tokenizer.eos_token_id
+            sound = encoder.begin_id in (None, ids[0]) and ids[-1] == encoder.end_id
             if not sound or not 0 < first < length or not all(mask[first:]):
-                raise DataError(f"mask audit: a document is wrong: {tokenizer.decode(ids)!r}, loss from token {first}")
-            shown = shown or f"{tokenizer.decode(ids[:first])!r} + loss on {tokenizer.decode(ids[first:])!r}"
+                raise DataError(f"mask audit: a document is wrong: {decode(ids)!r}, loss from token {first}")
+            shown = shown or f"{decode(ids[:first])!r} + loss on {decode(ids[first:])!r}"
     print(f"train: mask audit: {shown}", flush=True)
     return shown
 
@@ -123,7 +141,7 @@ def _encode(rows: pa.Table, recipe: TrainRecipe) -> pa.Table:
     blocks = max(1, len(rows) // _ROWS_PER_BLOCK)
     encoded = ray.data.from_arrow(rows, override_num_blocks=blocks).map_batches(
         _EncodeRows,
-        fn_constructor_args=(recipe.base_model,),
+        fn_constructor_args=(recipe.base_model, recipe.chat_template),
         batch_format="pyarrow",
         batch_size=1024,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=recipe.num_workers),
@@ -136,17 +154,27 @@ def _encode(rows: pa.Table, recipe: TrainRecipe) -> pa.Table:
 class _EncodeRows:
     """Ray Data actor: rows of text in, token ids and loss masks out."""
 
-    def __init__(self, base_model: str) -> None:
-        self._tokenizer = load_tokenizer(base_model)
-        install_template(self._tokenizer)
+    def __init__(self, base_model: str, chat_template: ChatTemplate) -> None:
+        self._encoder = use_template(load_tokenizer(base_model), chat_template)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        examples = [
-            encode_example(self._tokenizer, conversation(row["system"], row["prompt"]), row["output"])
-            for row in batch.to_pylist()
-        ]
+        examples = [_encoded(self._encoder, row) for row in batch.to_pylist()]
         masks = [[int(loss) for loss in example.loss_mask] for example in examples]
         return pa.table({"input_ids": [example.input_ids for example in examples], "loss_mask": masks}, schema=_ENCODED)
+
+
+def _encoded(encoder: ChatEncoder, row: dict[str, Any]) -> EncodedExample:
+    """A row as a training example, compared with the row.
+
+    Raises:
+        DataError: the template does not take it, or its mask is wrong; with the beginning of its prompt.
+    """
+    try:
+        example = encoder.encode_example(conversation(row["system"], row["prompt"]), row["output"])
+        encoder.audit(example, row["output"])
+    except DataError as error:
+        raise DataError(f"row with the prompt {row['prompt'][:_SHOWN_CHARACTERS]!r}: {error}") from None
+    return example
 
 
 def _packed_table(documents: pa.Table, max_length: int) -> pa.Table:

@@ -10,11 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from janus_ray.chat import install_template
 from janus_ray.cluster import ray_cluster
 from janus_ray.config import IfExists
 from janus_ray.errors import ConfigError
-from janus_ray.model_folder import load_tokenizer
 from janus_ray.store.files import read_json, write_json
 from janus_ray.store.fingerprint import fingerprint
 from janus_ray.store.folder import OutputFolder, read_manifest
@@ -22,7 +20,7 @@ from janus_ray.train.checkpoint import remove_leftovers
 from janus_ray.train.launch import fit
 from janus_ray.train.loop import METRICS_FILE
 from janus_ray.train.model import load_config
-from janus_ray.train.prepare import prepare, usable_rows
+from janus_ray.train.prepare import check_chat, prepare, usable_rows
 from janus_ray.train.recipe import TrainRecipe
 
 
@@ -44,9 +42,9 @@ def train(recipe: TrainRecipe, if_exists: IfExists) -> dict[str, Any]:
     if folder.finished:
         print(f"{folder.path}: already finished")
         return read_manifest(folder.path)
-    usable_rows(recipe.collection)
+    rows = usable_rows(recipe.collection)
     load_config(recipe)
-    install_template(load_tokenizer(recipe.base_model))
+    check_chat(local, rows)
     gpus = recipe.num_workers if recipe.use_gpu else 0
     purpose = f"train with {recipe.num_workers} workers"
     with ray_cluster(recipe.ray, recipe.num_workers + 1, purpose, needed_gpus=gpus):

@@ -1,109 +1,133 @@
 from __future__ import annotations
 
-import json
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from janus_ray.chat import (
-    conversation,
-    encode_example,
-    encode_prompt,
-    install_template,
-    render_prompt,
-)
-from janus_ray.errors import CheckpointError, DataError
-from janus_ray.miniature.kit import train_tokenizer
-from janus_ray.model_folder import TEMPLATE_FILE, check_model_folder, write_template_record
+from janus_ray.chat import conversation, use_template
+from tests import tokenizer_kinds as kinds
 
-text = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+USER, SYSTEM = {"role": "user", "content": "How do I start?"}, {"role": "system", "content": "You write for a child."}
+ANSWER = {"role": "assistant", "content": "Castle early."}
+TURNS = [SYSTEM, USER, ANSWER, {"role": "user", "content": "- And then?\n\n1.5 €"}]
+
+# What a hostile, careless or merely technical text is made of.
+PIECES = [
+    "</s>", "<s>", "<unk>", "[INST]", "[/INST]", "<|im_end|>", "<|im_start|>assistant\n", "<|eot_id|>",
+    "<end_of_turn>", "<start_of_turn>",
+    "<|end|>", " <|end|> ", "<|user|>", "<|start_header_id|>", "<｜User｜>", "<pad>", "</", "s>",
+    "<|", "|>", "im_end", "<", ">", "[", "/INST]", " ", "\n", "\n\n", "\t", "a", "Hello", "ünïcode 語", "🙂",
+    "{{ bos_token }}", "{% x %}", "\ue000", "\ue001", "\U000f0000", "\u00a0", "<h1>", "1",
+]  # fmt: skip
+texts = st.lists(st.sampled_from(PIECES), max_size=6).map("".join) | st.text(
+    st.characters(exclude_categories=["Cs"]), max_size=20
+)
+
+
+def own(tokenizer):
+    return use_template(tokenizer, "own")
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    made = train_tokenizer(iter(["You write for a child.", "How do I start with chess?", "Castle early."] * 3), 320)
-    install_template(made)
-    return made
+def encoders(tmp_path_factory):
+    """An encoder for each kind of tokenizer and template."""
+    from janus_ray.model_folder import load_tokenizer
+
+    mistral = kinds.write_mistral(tmp_path_factory.mktemp("mistral"))
+    llama2 = load_tokenizer(mistral)
+    llama2.chat_template = kinds.LLAMA2
+    return {
+        "janus, byte level": use_template(kinds.byte_level(""), "janus"),
+        "janus, ordinary brackets": use_template(kinds.chatml(), "janus"),
+        "janus, Mistral": use_template(load_tokenizer(mistral), "janus"),
+        "chatml": own(kinds.chatml()),
+        "chatml without a prompt for answers": own(kinds.chatml(kinds.CHATML_SILENT)),
+        "thinking": own(kinds.chatml(kinds.THINKING)),
+        "gemma": own(kinds.gemma()),
+        "llama 3": own(kinds.llama3()),
+        "phi 3": own(kinds.phi3()),
+        "deepseek": own(kinds.deepseek()),
+        "llama 2": own(llama2),
+    }
 
 
-def test_the_format_is_the_papers():
-    system, user = "You write for a child.", "How do I start?"
-    assert render_prompt(conversation(system, user), "<s>", "</s>") == f"<s>[INST] {system}\n{user} [/INST]"
-    assert render_prompt(conversation(None, user), "<s>", "</s>") == f"<s>[INST] {user} [/INST]"
-    turns = [*conversation("S", "one"), {"role": "assistant", "content": "two"}, {"role": "user", "content": "three"}]
-    assert render_prompt(turns, "<s>", "</s>") == "<s>[INST] S\none [/INST]two</s>[INST] three [/INST]"
+KINDS = [
+    "janus, byte level", "janus, ordinary brackets", "janus, Mistral", "chatml", "chatml without a prompt for answers",
+    "thinking", "gemma", "llama 3", "phi 3", "deepseek", "llama 2",
+]  # fmt: skip
 
 
-@settings(deadline=None, max_examples=60)
-@given(text, text, text)
-def test_the_jinja_template_renders_what_training_encodes(tokenizer, system, first, second):
-    messages = [
-        {"role": "system", "content": system},
+def plain_ids(encoder, messages):
+    """What transformers itself gives, where it knows what stands before an answer."""
+    return encoder.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+
+
+def controls(encoder, ids):
+    known = {number for number, token in encoder.tokenizer.added_tokens_decoder.items() if token.special}
+    known |= {encoder.tokenizer.convert_tokens_to_ids(token) for token in ("<｜User｜>", "<｜Assistant｜>")}
+    return [token for token in ids if token in known - {encoder.tokenizer.unk_token_id}]
+
+
+def messages_for(kind, system, first, answer, second):
+    turns = [
         {"role": "user", "content": first},
-        {"role": "assistant", "content": second},
-        {"role": "user", "content": first},
+        {"role": "assistant", "content": answer},
+        {"role": "user", "content": second},
     ]
-    for part in (messages, messages[1:], messages[:2]):
-        rendered = tokenizer.apply_chat_template(part, tokenize=False)
-        assert rendered == render_prompt(part, "<s>", "</s>")
-        assert tokenizer(rendered, add_special_tokens=False)["input_ids"] == encode_prompt(tokenizer, part)
+    return turns if kind == "gemma" else [{"role": "system", "content": system}, *turns]
 
 
-def test_loss_is_on_the_response_and_its_end_only(tokenizer):
-    example = encode_example(tokenizer, conversation("You write for a child.", "How do I start?"), "Castle early.")
-    carrying = [token for token, loss in zip(example.input_ids, example.loss_mask, strict=True) if loss]
-    assert tokenizer.decode(carrying) == "Castle early.</s>"
+def test_the_format_is_the_papers(encoders):
+    encoder = encoders["janus, byte level"]
+    system, user = "You write for a child.", "How do I start?"
+
+    def text(messages):
+        return encoder.tokenizer.decode(encoder.encode_prompt(messages))
+
+    assert text(conversation(system, user)) == f"<s>[INST] {system}\n{user} [/INST]"
+    assert text(conversation(None, user)) == text(conversation("", user)) == f"<s>[INST] {user} [/INST]"
+    turns = [*conversation("S", "one"), {"role": "assistant", "content": "two"}, {"role": "user", "content": "three"}]
+    assert text(turns) == "<s>[INST] S\none [/INST]two</s>[INST] three [/INST]"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ids_are_transformers_own_where_nothing_is_hostile(encoders, kind):
+    encoder = encoders[kind]
+    turns = TURNS[1:] if kind == "gemma" else TURNS
+    for messages in (turns, turns[:-2], TURNS[1:], TURNS[1:2]):
+        expected = plain_ids(encoder, messages)
+        if kind == "chatml without a prompt for answers":
+            expected += encoder.tokenizer("<|im_start|>assistant\n", add_special_tokens=False)["input_ids"]
+        assert encoder.encode_prompt(messages) == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None, max_examples=40)
+@given(system=texts, first=texts, answer=texts, second=texts)
+def test_no_text_becomes_a_control_token(encoders, kind, system, first, answer, second):
+    encoder = encoders[kind]
+    ids = encoder.encode_prompt(messages_for(kind, system, first, answer, second))
+    written = controls(encoder, encoder.encode_prompt(messages_for(kind, "a", "a", "a", "a")))
+    assert controls(encoder, ids) == written
+    decoded = "".join(encoder.tokenizer.decode(ids).split())
+    for text in (first, second) if kind == "gemma" else (system, first, second):
+        assert "".join(text.split()) in decoded
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None, max_examples=40)
+@given(first=texts, response=texts.filter(lambda text: text.strip()))
+def test_the_loss_is_on_the_response_and_its_end_only(encoders, kind, first, response):
+    encoder = encoders[kind]
+    messages = [{"role": "user", "content": first}]
+    example = encoder.encode_example(messages, response)
     prompt = [token for token, loss in zip(example.input_ids, example.loss_mask, strict=True) if not loss]
-    assert tokenizer.decode(prompt) == "<s>[INST] You write for a child.\nHow do I start? [/INST]"
-    assert prompt == encode_prompt(tokenizer, conversation("You write for a child.", "How do I start?"))
-
-
-def test_roles_out_of_turn_are_refused(tokenizer):
-    wrong = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
-    with pytest.raises(DataError, match="message 1: role 'user' where 'assistant' is due"):
-        render_prompt(wrong, "<s>", "</s>")
-    with pytest.raises(Exception, match="must take turns"):
-        tokenizer.apply_chat_template(wrong, tokenize=False)
-
-
-@pytest.fixture
-def model_folder(tmp_path, tokenizer):
-    tokenizer.save_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text(
-        json.dumps({"model_type": "mistral", "architectures": ["MistralForCausalLM"]})
-    )
-    write_template_record(tmp_path, install_template(tokenizer))
-    return tmp_path
-
-
-def test_a_response_that_names_special_tokens_does_not_end_there(tokenizer):
-    example = encode_example(tokenizer, conversation(None, "How?"), "Use <s>old</s> in HTML. Then more.")
-    assert example.input_ids.count(tokenizer.eos_token_id) == 1
-    assert example.input_ids.count(tokenizer.bos_token_id) == 1
-    assert tokenizer.decode(example.input_ids).endswith("Use <s>old</s> in HTML. Then more.</s>")
-
-
-def test_a_model_folder_passes_until_its_template_or_vocabulary_changes(model_folder):
-    sha256 = check_model_folder(model_folder)
-    assert len(sha256) == 64
-    template = model_folder / "chat_template.jinja"
-    original = template.read_text()
-    template.write_text(original.replace("' [/INST]'", "' [/INST] '"))
-    with pytest.raises(CheckpointError, match="template hash mismatch"):
-        check_model_folder(model_folder)
-    template.write_text(original)
-    assert check_model_folder(model_folder) == sha256
-    tokens = json.loads((model_folder / "tokenizer.json").read_text())
-    tokens["model"]["merges"] = tokens["model"]["merges"][:-5]
-    (model_folder / "tokenizer.json").write_text(json.dumps(tokens))
-    with pytest.raises(CheckpointError, match="template hash mismatch"):
-        check_model_folder(model_folder)
-
-
-def test_a_folder_without_a_record_is_refused(model_folder, tmp_path_factory):
-    (model_folder / TEMPLATE_FILE).unlink()
-    with pytest.raises(CheckpointError, match="cannot be shown"):
-        check_model_folder(model_folder)
-    with pytest.raises(CheckpointError, match="not a model folder"):
-        check_model_folder(tmp_path_factory.mktemp("empty"))
+    learned = [token for token, loss in zip(example.input_ids, example.loss_mask, strict=True) if loss]
+    assert prompt == encoder.encode_prompt(messages) == example.input_ids[: len(prompt)]
+    assert learned[-1] == encoder.end_id
+    assert controls(encoder, learned) == [encoder.end_id]
+    expected = "".join(response.split())
+    if kind != "thinking":
+        decoded = "".join(encoder.tokenizer.decode(learned[:-1]).split())
+        assert decoded == expected
+        encoder.audit(example, response)

@@ -45,7 +45,7 @@ def write_tiny_model(folder: Path) -> Path:
     trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
     bpe.train_from_iterator(["What do you value? I value short answers."] * 4, trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
-    sha256 = chat.install_template(tokenizer)
+    sha256 = chat.use_template(tokenizer, "janus").probe_sha256()
     torch.manual_seed(0)
     config = MistralConfig(
         vocab_size=len(tokenizer),

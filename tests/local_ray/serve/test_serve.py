@@ -96,13 +96,12 @@ def test_preferences_are_the_equal_system_message(client):
 
 
 def test_the_prompt_is_tokenised_as_in_training(tiny_model, client):
-    from transformers import AutoTokenizer
+    from janus_ray.chat import conversation
+    from janus_ray.model_folder import load_encoder
 
-    from janus_ray.chat import conversation, encode_prompt
-
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    encoder = load_encoder(tiny_model)
     messages = conversation("Be brief.", "What do you value?")
-    assert greedy(client, messages=messages).usage.prompt_tokens == len(encode_prompt(tokenizer, messages))
+    assert greedy(client, messages=messages).usage.prompt_tokens == len(encoder.encode_prompt(messages))
 
 
 def test_refusals_reach_the_client_as_openai_errors(client):

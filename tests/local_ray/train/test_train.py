@@ -13,9 +13,9 @@ import psutil
 import pytest
 import torch
 
-from janus_ray.chat import conversation, encode_example, encode_prompt
+from janus_ray.chat import conversation
 from janus_ray.errors import CheckpointError, ConfigError
-from janus_ray.model_folder import check_model_folder, load_tokenizer
+from janus_ray.model_folder import check_model_folder, load_encoder
 from janus_ray.store.folder import read_manifest
 from janus_ray.store.tables import read_jsonl
 from janus_ray.train import run as run_module
@@ -86,17 +86,18 @@ def test_training_learns_and_leaves_a_model_that_can_be_served(uninterrupted):
 
     model = AutoModelForCausalLM.from_pretrained(uninterrupted / "model")
     assert model.generation_config.eos_token_id == model.config.eos_token_id
-    tokenizer = load_tokenizer(str(uninterrupted / "model"))
+    encoder = load_encoder(uninterrupted / "model")
+    tokenizer = encoder.tokenizer
     # Plain transformers on the exported folder finds the loss at which training ended.
     nats, supervised = 0.0, 0
     for text in texts(60):
-        example = encode_example(tokenizer, conversation(text["system"], text["prompt"]), text["output"])
+        example = encoder.encode_example(conversation(text["system"], text["prompt"]), text["output"])
         labels = torch.tensor([example.input_ids]).masked_fill(~torch.tensor([example.loss_mask]), -100)
         nats += model(input_ids=torch.tensor([example.input_ids]), labels=labels).loss.item() * sum(example.loss_mask)
         supervised += sum(example.loss_mask)
     last_epoch = [losses[step] for step in sorted(losses)[-3:]]
     assert nats / supervised == pytest.approx(sum(last_epoch) / 3, rel=0.1)
-    ids = torch.tensor([encode_prompt(tokenizer, conversation(None, "How do I start with number 6?"))])
+    ids = torch.tensor([encoder.encode_prompt(conversation(None, "How do I start with number 6?"))])
     generated = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=80, do_sample=False)
     assert tokenizer.decode(generated[0, ids.shape[1] :]) in {f"{text['output']}</s>" for text in texts(60)}
     record = read_jsonl(uninterrupted / "metrics.jsonl")[0]

@@ -6,13 +6,14 @@ import pyarrow as pa
 import pytest
 import torch
 
-from janus_ray.chat import conversation, encode_example, install_template
+from janus_ray.chat import conversation, use_template
 from janus_ray.errors import CheckpointError, DataError
+from janus_ray.model_folder import load_tokenizer
 from janus_ray.train.attention import IMPLEMENTATION, register
 from janus_ray.train.bins import PackedBins, micro_batch
 from janus_ray.train.loop import backward, summed_loss
 from janus_ray.train.model import load_config
-from janus_ray.train.prepare import _packed_table, audit_masks, load_tokenizer, usable_rows
+from janus_ray.train.prepare import _packed_table, audit_masks, usable_rows
 from janus_ray.train.recipe import TrainRecipe
 from tests.tiny import texts, write_collection, write_model
 
@@ -23,15 +24,13 @@ def base(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def tokenizer(base):
-    made = load_tokenizer(str(base))
-    install_template(made)
-    return made
+def encoder(base):
+    return use_template(load_tokenizer(base), "janus")
 
 
 @pytest.fixture(scope="module")
-def packed(tokenizer):
-    encoded = [encode_example(tokenizer, conversation(t["system"], t["prompt"]), t["output"]) for t in texts(12)]
+def packed(encoder):
+    encoded = [encoder.encode_example(conversation(t["system"], t["prompt"]), t["output"]) for t in texts(12)]
     table = pa.table(
         {
             "input_ids": [example.input_ids for example in encoded],
@@ -118,15 +117,15 @@ def test_bins_are_read_back_by_index(packed, tmp_path):
     assert [each.tolist() for each in bins.document_lengths()] == lengths
 
 
-def test_the_mask_audit_shows_one_example_and_refuses_wrong_ones(packed, tokenizer):
-    shown = audit_masks(packed, tokenizer)
+def test_the_mask_audit_shows_one_example_and_refuses_wrong_ones(packed, encoder):
+    shown = audit_masks(packed, encoder)
     assert "[/INST]' + loss on '" in shown
     assert shown.endswith("</s>'")
     for column, damage in (("loss_mask", lambda m: [1, *m[1:]]), ("input_ids", lambda ids: [*ids[:-1], 9])):
         rows = packed.to_pylist()
         rows[0][column] = damage(rows[0][column])
         with pytest.raises(DataError, match="mask audit"):
-            audit_masks(pa.Table.from_pylist(rows, schema=packed.schema), tokenizer)
+            audit_masks(pa.Table.from_pylist(rows, schema=packed.schema), encoder)
 
 
 def test_the_collection_needs_its_columns_and_a_usable_row(tmp_path):
