@@ -9,7 +9,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 from janus_ray.config import RayConfig
-from janus_ray.env import QUIET_DEFAULTS, log_level, ray_address, set_quiet_defaults
+from janus_ray.env import PROXY_DEFAULTS, QUIET_DEFAULTS, log_level, ray_address, set_quiet_defaults
 from janus_ray.errors import ConfigError
 
 _GIB = 1024**3
@@ -75,7 +75,7 @@ def _ray_level() -> int:
 
 def _runtime_env() -> dict[str, object]:
     """Workers get our quiet defaults, and the driver's choice of offline mode."""
-    names = {*QUIET_DEFAULTS, "HF_HUB_OFFLINE", "JANUS_LOG_LEVEL"}
+    names = {*QUIET_DEFAULTS, *PROXY_DEFAULTS, "HF_HUB_OFFLINE", "JANUS_LOG_LEVEL"}
     # Ray refuses a variable that `ray job submit --runtime-env-json` has set already.
     submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
     names -= submitted.get("runtime_env", {}).get("env_vars", {}).keys()

@@ -43,10 +43,13 @@ QUIET_DEFAULTS = {
     "PYTHONWARNINGS": "ignore",
 }
 
+# What Ray Serve's HTTP proxy loads at its start: the refusal of what a full server cannot take (serve/admission.py).
+PROXY_DEFAULTS = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "janus_ray.serve.admission.proxy_middlewares"}
+
 
 def set_quiet_defaults() -> None:
     """Turns telemetry and third-party chatter off for this process and its children; the user's settings win."""
-    for name, value in QUIET_DEFAULTS.items():
+    for name, value in {**QUIET_DEFAULTS, **PROXY_DEFAULTS}.items():
         os.environ.setdefault(name, value)
 
 

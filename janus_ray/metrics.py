@@ -29,7 +29,10 @@ TRAIN = (LOSS, LEARNING_RATE, GRAD_NORM, TOKENS_PER_S, MFU, PADDING_SHARE, SUPER
 
 GATEWAY_REQUESTS = Metric("janus_gateway_requests", "requests", "chat requests by model, status class and kind")
 GATEWAY_LATENCY = Metric("janus_gateway_latency_ms", "ms", "time from request to last byte, by model and kind")
+GATEWAY_REFUSED_EARLY = Metric(
+    "janus_gateway_refused_early", "requests", "chat requests that the HTTP proxy refused because everything was full"
+)
 
-SERVE = (GATEWAY_REQUESTS, GATEWAY_LATENCY)
+SERVE = (GATEWAY_REQUESTS, GATEWAY_LATENCY, GATEWAY_REFUSED_EARLY)
 
 ALL = (*TRAIN, *SERVE)

@@ -18,6 +18,7 @@ from janus_ray.chat import conversation
 from janus_ray.config import resolved, validate
 from janus_ray.metrics import GATEWAY_LATENCY, GATEWAY_REQUESTS
 from janus_ray.serve.gateway import Api, Backend, Item, Overloaded, Unavailable
+from janus_ray.serve.readiness import Readiness
 from janus_ray.serve.recipe import ServeRecipe
 
 APP_NAME = "janus"
@@ -29,6 +30,9 @@ _LATENCY_BOUNDS_MS = [10.0, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 30_
 _REQUEST_TAGS: Any = ("model", "status", "kind")
 _LATENCY_TAGS: Any = ("model", "kind")
 _RETRY_S = 1.0
+_WATCH_S = 1.0
+# How often Serve looks whether a replica is alive; its own 10 s leave callers in the dark for that long.
+_HEALTH_CHECK_S = 2.0
 
 _log = logging.getLogger("ray.serve")
 
@@ -74,6 +78,7 @@ class ModelHandle:
     max_ongoing_requests=_GATEWAY_MAX_ONGOING,
     ray_actor_options={"num_cpus": 1},
     max_constructor_retry_count=1,
+    health_check_period_s=_HEALTH_CHECK_S,
 )
 @serve.ingress()
 class Gateway:
@@ -82,8 +87,10 @@ class Gateway:
     def __init__(self, recipe: dict[str, Any], handles: dict[str, DeploymentHandle]) -> None:
         """Takes the resolved recipe and one handle for each model id."""
         self._recipe = ServeRecipe.model_validate(recipe)
+        self._handles = handles
         self._backends: dict[str, Backend] = {name: ModelHandle(handle) for name, handle in handles.items()}
-        self._ready: set[str] = set()
+        self._readiness = Readiness(handles)
+        self._api = Api(self._recipe, self._backends, self._readiness, self._count)
         self._requests = metrics.Counter(GATEWAY_REQUESTS.name, GATEWAY_REQUESTS.help, tag_keys=_REQUEST_TAGS)
         self._latency_ms = metrics.Histogram(
             GATEWAY_LATENCY.name, GATEWAY_LATENCY.help, boundaries=_LATENCY_BOUNDS_MS, tag_keys=_LATENCY_TAGS
@@ -91,8 +98,14 @@ class Gateway:
 
     async def __serve_build_asgi_app__(self) -> Any:
         """Called by Serve once the constructor is through."""
-        self._waiting = [asyncio.create_task(self._wait_for(model_id)) for model_id in self._backends]
-        return Api(self._recipe, self._backends, self._ready, self._count).app()
+        starting = [self._wait_for(model_id) for model_id in self._backends]
+        self._watching = [asyncio.create_task(task) for task in (*starting, self._watch())]
+        return self._api.app()
+
+    async def drain(self) -> int:
+        """Refuses new chat requests from now on; returns how many are still being answered."""
+        self._readiness.stopping = True
+        return self._api.answering
 
     async def _wait_for(self, model_id: str) -> None:
         """Marks a model as ready once it has answered; this also sets up the path from here to its replica."""
@@ -100,10 +113,38 @@ class Gateway:
         while True:
             try:
                 async for _ in self._backends[model_id].chat(body):
-                    self._ready.add(model_id)
+                    pass
+                await self._mark_ready(model_id)
                 return
             except (Overloaded, Unavailable):
                 await asyncio.sleep(_RETRY_S)
+
+    async def _mark_ready(self, model_id: str) -> None:
+        """Marks a model as ready, with the id of the weights that its replicas have loaded now."""
+        weights_id: Any = self._handles[model_id].options(method_name="weights_id").remote()
+        try:
+            self._readiness.mark_ready(model_id, await weights_id)
+        except (RayError, RayServeException) as error:
+            raise Unavailable(type(error).__name__) from None
+
+    async def _watch(self) -> None:
+        """Follows which models have a running replica; Serve restarts those that died."""
+        app_name = serve.get_replica_context().app_name
+        names = {model.model_id: model.deployment_name for model in self._recipe.models}
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            try:
+                application = (await asyncio.to_thread(serve.status)).applications.get(app_name)
+                found = application.deployments if application else {}
+                running = {name: one.replica_states.get("RUNNING", 0) for name, one in found.items()}
+                states = self._readiness.states()
+                for model_id, name in names.items():
+                    if not running.get(name):
+                        self._readiness.mark_lost(model_id)
+                    elif states[model_id] == "restarting":
+                        await self._mark_ready(model_id)
+            except (RayError, RayServeException, Unavailable) as error:
+                _log.warning("the state of the models is not known: %s", type(error).__name__)
 
     def _count(self, model: str, status: int, kind: str, latency_ms: float) -> None:
         self._requests.inc(tags={"model": model, "status": f"{status // 100}xx", "kind": kind})

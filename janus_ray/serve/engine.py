@@ -7,9 +7,14 @@ that builds the application and the replicas do; the gateway never does.
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import math
+import os
 import time
-from collections.abc import AsyncIterator
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from ray.llm._internal.common.callbacks.base import CallbackBase
@@ -18,10 +23,13 @@ from ray.serve.deployment import Application
 from ray.serve.llm import LLMConfig, build_llm_deployment
 from ray.serve.llm.deployment import LLMServer
 from ray.serve.llm.openai_api_models import ChatCompletionRequest
+from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from janus_ray.chat import conversation
 from janus_ray.env import set_quiet_defaults
-from janus_ray.model_folder import check_model_folder
+from janus_ray.model_folder import check_model_folder, weights_id
+from janus_ray.serve.engine_errors import refusal
 from janus_ray.serve.recipe import DEPLOYMENT_PREFIX, ServedModel, ServeRecipe
 
 _GIB = 1024**3
@@ -29,8 +37,16 @@ _CPU_BLOCK_TOKENS = 32
 # A model folder that cannot be loaded once cannot be loaded the next time either.
 _START_ATTEMPTS = 1
 _PACE_S = 0.003
+# How often Serve looks whether a replica is alive; its own 10 s leave callers in the dark for that long.
+_HEALTH_CHECK_S = 2.0
+_ENGINE_POLL_S = 0.5
+_LAST_WORDS_S = 3.0
+_LOGGED = 1000
+_ERROR_EVENT = 'data: {"error"'
 
 Item = dict[str, Any] | list[str]
+
+_log = logging.getLogger("ray.serve")
 
 
 class LocalFolder(CallbackBase):
@@ -72,12 +88,15 @@ class ChatServer(LLMServer):
         set_quiet_defaults()
         loading: Any = self._llm_config.model_loading_config
         check_model_folder(loading.model_source)
+        hashing = asyncio.ensure_future(asyncio.to_thread(weights_id, loading.model_source))
         await super().start()
         messages = conversation("Values that nobody has.", "Warm-up.")
         body = {"model": self._llm_config.model_id, "messages": messages, "max_tokens": 8, "ignore_eos": True}
         async for item in self.chat_json({**body, "temperature": 0.5, "top_p": 0.9, "seed": 0}):
             if isinstance(item, dict) and "error" in item:
                 raise RuntimeError(f"the warm-up request failed: {item['error']['message']}")
+        self._weights_id = await hashing
+        self._watching = asyncio.create_task(self._end_with_the_engine())
 
     async def _start_engine(self) -> None:
         # The inherited method also starts an actor that imports all of this again to report usage statistics.
@@ -91,24 +110,43 @@ class ChatServer(LLMServer):
             body: the request, with OpenAI's names.
 
         Yields:
-            One completion or one error as a dictionary; with `stream` lists of server-sent events instead.
+            One completion or one error as a dictionary; with `stream` lists of server-sent events instead, and an error
+            as the last item where the answer breaks. Nothing else comes out: an exception of the engine's would be
+            unpickled by the gateway, which would have to import the engine for it.
         """
-        try:
-            request = ChatCompletionRequest(**body)
-        except ValueError as error:
-            yield {"error": {"message": str(error).splitlines()[0], "code": 400}}
-            return
         self._answering += 1
         try:
-            async for item in self._paced(_plain(item) async for item in await self.chat(request)):
-                yield item
+            async with aclosing(self._answer(body)) as items:
+                async for item in items:
+                    yield item
         except (asyncio.CancelledError, GeneratorExit):
             self._cancelled += 1
             raise
+        # Broad, because this is the process boundary.
+        except Exception as error:
+            _log.warning("a request was refused or failed: %s: %s", type(error).__name__, str(error)[:_LOGGED])
+            yield _failure(error)
         finally:
             self._answering -= 1
 
-    async def _paced(self, items: AsyncIterator[Item]) -> AsyncIterator[Item]:
+    async def _answer(self, body: dict[str, Any]) -> AsyncGenerator[Item]:
+        # An id of our own: Serve would take the caller's X-Request-Id, and two callers may send the same.
+        request = ChatCompletionRequest(**body, request_id=uuid.uuid4().hex)
+        finished = False
+        try:
+            async with aclosing(await self.chat(request)) as answers, aclosing(self._paced(_plain(answers))) as items:
+                async for item in items:
+                    yield item
+                    if isinstance(item, dict) and "error" in item:
+                        return
+            finished = True
+        finally:
+            if not finished:
+                # A request that ends while it is being handed to the engine stays in the engine's list for ever.
+                engine: Any = self.engine
+                await engine._engine_client.abort(f"chatcmpl-{request.request_id}")
+
+    async def _paced(self, items: AsyncIterator[Item]) -> AsyncGenerator[Item]:
         """Joins events that follow closely, the more the more streams there are.
 
         One message to the gateway costs about 2 ms of CPU time over all processes, so many fast streams with a message
@@ -118,6 +156,9 @@ class ChatServer(LLMServer):
         sent_s = -math.inf
         async for item in items:
             if isinstance(item, dict):
+                if held:
+                    yield held
+                    held = []
                 yield item
                 continue
             held += item
@@ -128,6 +169,36 @@ class ChatServer(LLMServer):
         if held:
             yield held
 
+    async def _end_with_the_engine(self) -> None:
+        """Ends this process once the engine's own has died: Serve replaces a dead replica at once.
+
+        It would notice an unhealthy one after three checks, and then wait until it has drained.
+        """
+        engine: Any = self.engine
+        while not engine._engine_client.errored:
+            await asyncio.sleep(_ENGINE_POLL_S)
+        _log.error("the engine has died; this replica ends with it")
+        # Those who were being answered hear of it first.
+        deadline_s = time.monotonic() + _LAST_WORDS_S
+        while self._answering and time.monotonic() < deadline_s:
+            await asyncio.sleep(_ENGINE_POLL_S)
+        await asyncio.sleep(_ENGINE_POLL_S)
+        os._exit(1)
+
+    async def check_health(self) -> None:
+        """Called by Serve.
+
+        Raises:
+            RuntimeError: the engine has died. Its own exception would make Serve's controller import the engine.
+        """
+        engine: Any = self.engine
+        if engine is not None and engine._engine_client.errored:
+            raise RuntimeError("the engine has died")
+
+    async def weights_id(self) -> str:
+        """The id of the weights that this replica has loaded (model_folder.weights_id)."""
+        return self._weights_id
+
     async def counts(self) -> dict[str, int]:
         """Requests that the engine is working on, and those whose caller went away."""
         engine: Any = self.engine
@@ -135,12 +206,35 @@ class ChatServer(LLMServer):
         return {"unfinished": unfinished, "cancelled": self._cancelled}
 
 
-def _plain(item: Any) -> Item:
+async def _plain(answers: AsyncIterator[Any]) -> AsyncIterator[Item]:
     """A completion or an error as a dictionary, a batch of events as a list of texts."""
-    if isinstance(item, list):
-        errors = [part for part in item if not isinstance(part, str)]
-        return _plain(errors[0]) if errors else list(item)
-    return [item] if isinstance(item, str) else item.model_dump(mode="json", exclude_none=True)
+    async for answer in answers:
+        for part in answer if isinstance(answer, list) else [answer]:
+            if not isinstance(part, str):
+                plain = part.model_dump(mode="json", exclude_none=True)
+            elif part.startswith(_ERROR_EVENT):
+                # What fails after the head of a stream, or before its first token, comes as an event.
+                plain = json.loads(part.removeprefix("data: "))
+            else:
+                yield [part]
+                continue
+            yield refusal(**_named(plain["error"])) if "error" in plain else plain
+
+
+def _named(error: dict[str, Any]) -> dict[str, Any]:
+    code = error.get("code")
+    return {
+        "message": str(error.get("message")),
+        "code": code if isinstance(code, int) else 500,
+        "param": error.get("param"),
+    }
+
+
+def _failure(error: Exception) -> Item:
+    """An exception as an error item: a refusal if the request is at fault, else words that give nothing away."""
+    if isinstance(error, EngineDeadError):
+        return refusal("", 503)
+    return refusal(**_named(create_error_response(error).error.model_dump()))
 
 
 def model_deployment(model: ServedModel, recipe: ServeRecipe) -> Application:
@@ -192,6 +286,7 @@ def _deployment_config(model: ServedModel, recipe: ServeRecipe) -> dict[str, Any
         "max_ongoing_requests": model.max_ongoing_requests,
         "max_queued_requests": model.max_queued_requests,
         "graceful_shutdown_timeout_s": model.drain_timeout_s,
+        "health_check_period_s": _HEALTH_CHECK_S,
         "max_constructor_retry_count": _START_ATTEMPTS,
         # The placement group reserves what the engine needs; the actor beside it only passes messages.
         "ray_actor_options": {"num_cpus": 0},

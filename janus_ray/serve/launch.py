@@ -25,6 +25,9 @@ from janus_ray.serve.recipe import ServeRecipe
 
 _POLL_S = 0.5
 _PROGRESS_S = 10.0
+_DRAIN_CALL_S = 10.0
+_DRAIN_POLL_S = 0.2
+_DRAIN_ATTEMPTS = 10
 _CAUSE_CHARACTERS = 400
 _FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
 
@@ -79,7 +82,10 @@ def deployed(recipe: ServeRecipe, stop: threading.Event, began: float) -> Genera
         _start(recipe)
         if _wait_until_ready(recipe, stop, began):
             _announce(recipe, began)
-        yield
+            yield
+            _drain(recipe)
+        else:
+            yield
     finally:
         _end()
 
@@ -236,6 +242,40 @@ def _announce(recipe: ServeRecipe, began: float) -> None:
     print(f"  API     {url}/v1")
     print(f"  models  {', '.join(model.model_id for model in recipe.models)}")
     print(f"  logs    {_logs()}", flush=True)
+
+
+def _drain(recipe: ServeRecipe) -> None:
+    """Has what is being answered finished while new requests are refused; a second signal ends the wait."""
+    hurry = threading.Event()
+    _set_signals(hurry)
+    limit_s = max(model.drain_timeout_s for model in recipe.models)
+    deadline, said = time.monotonic() + limit_s, 0
+    while not hurry.is_set() and time.monotonic() < deadline and (answering := _answering()):
+        if answering != said:
+            shown = "1 answer is" if answering == 1 else f"{answering} answers are"
+            print(f"serve: {shown} being finished (at most {limit_s:g} s)", flush=True)
+            said = answering
+        hurry.wait(_DRAIN_POLL_S)
+
+
+def _answering() -> int:
+    """Tells every gateway to take no more, and returns how many requests are still being answered."""
+    from ray import serve
+    from ray.exceptions import RayError
+    from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
+
+    from janus_ray.serve.app import APP_NAME, GATEWAY_NAME
+
+    gateways = serve.get_deployment_handle(GATEWAY_NAME, APP_NAME)
+    for _ in range(_DRAIN_ATTEMPTS):
+        try:
+            return sum(gateways.broadcast("drain").results(timeout_s=_DRAIN_CALL_S))
+        # A handle knows its replicas a moment after it was made.
+        except DeploymentUnavailableError:
+            time.sleep(_DRAIN_POLL_S)
+        except (RayError, RayServeException, TimeoutError):
+            break
+    return 0
 
 
 def _end() -> None:

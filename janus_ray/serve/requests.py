@@ -1,9 +1,10 @@
-"""What a caller may ask for, and how a refusal looks: the OpenAI chat parameters, allow-listed.
+"""What a caller may ask for: the OpenAI chat parameters, allow-listed, with types and ranges.
 
 Everything that is not named here is refused with its name, rather than passed on to the engine: an engine takes
 parameters that are not the caller's business (`cache_salt`, `priority`, `chat_template`, `vllm_xargs`, ...), and a
 parameter that is dropped in silence is worse than an error. Beyond OpenAI's own there are the usual four of open
-models (`top_k`, `min_p`, `repetition_penalty`, `ignore_eos`; the last for load tests) and `janus`.
+models (`top_k`, `min_p`, `repetition_penalty`, `ignore_eos`; the last for load tests) and `janus`. A few of OpenAI's
+say where a request belongs and not what to answer: they are taken, and the answer's header names them as ignored.
 """
 
 from __future__ import annotations
@@ -11,49 +12,80 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, field_validator
 
 from janus_ray.records import Preference
+from janus_ray.serve.bodies import read_object
+from janus_ray.serve.messages import system_and_turns
 from janus_ray.serve.recipe import ServeRecipe, Value
+from janus_ray.serve.refusals import ApiError, wrong_field
 from janus_ray.serve.verbalise import verbalise
 
+# They cannot change an answer here.
+IGNORED = (
+    "metadata",
+    "parallel_tool_calls",
+    "prediction",
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+    "safety_identifier",
+    "service_tier",
+    "store",
+    "user",
+)
+# They would change it. Some have a value that says what happens anyway.
+_UNSUPPORTED: dict[str, Any] = {
+    "audio": None,
+    "function_call": "none",
+    "functions": None,
+    "modalities": ["text"],
+    "moderation": None,
+    "reasoning_effort": None,
+    "tool_choice": "none",
+    "tools": None,
+    "verbosity": "medium",
+    "web_search_options": None,
+}
+_MAX_TOKEN_ID_DIGITS = 9
+_MAX_LOGIT_BIAS = 1024
+_INT64 = 2**63
 
-class ApiError(Exception):
-    """A refusal on its way to the caller."""
-
-    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
-        """Takes the HTTP status, one sentence, the request's field, and a code that programs can test."""
-        super().__init__(message)
-        self.status, self.message, self.param, self.code = status, message, param, code
-
-    def body(self) -> dict[str, Any]:
-        """The error in OpenAI's shape."""
-        kind = "invalid_request_error" if self.status < 429 else _TYPES.get(self.status, "server_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
-
-
-_TYPES = {429: "rate_limit_error", 503: "service_unavailable"}
+# What a refusal says of a field beside what was wrong with it.
+_ALLOWED = {
+    "max_tokens": "a whole number from 1",
+    "max_completion_tokens": "a whole number from 1",
+    "temperature": "a number from 0 to 2",
+    "top_p": "a number above 0, up to 1",
+    "n": "a whole number from 1",
+    "stop": "a text or a list of up to 16 texts, none of them empty",
+    "stream": "true or false",
+    "presence_penalty": "a number from -2 to 2",
+    "frequency_penalty": "a number from -2 to 2",
+    "logit_bias": "an object of token ids (as texts) and numbers from -100 to 100",
+    "logprobs": "true or false",
+    "top_logprobs": "a whole number from 0 to 20",
+    "seed": "a whole number from -2^63 to 2^63 - 1",
+    "top_k": "a whole number from -1 to 1000000",
+    "min_p": "a number from 0 to 1",
+    "repetition_penalty": "a number from 0.01 to 100",
+    "ignore_eos": "true or false",
+}
 
 
 class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    # Strict: "0.5" and true are no temperatures.
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class _TextPart(_Body):
-    type: Literal["text"]
-    text: str
-
-
-class _Message(_Body):
-    role: Literal["system", "user", "assistant"]
-    content: str | list[_TextPart]
-    name: str | None = None
-
-    def text(self) -> str:
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+def _whole(value: Any) -> Any:
+    """5.0 is a whole number; JSON does not tell the two apart."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 _Sentence = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=2000)]
+_Whole = Annotated[int, BeforeValidator(_whole)]
+_Stop = Annotated[str, StringConstraints(min_length=1)]
 
 
 class _Janus(_Body):
@@ -63,37 +95,65 @@ class _Janus(_Body):
 class _StreamOptions(_Body):
     include_usage: bool = False
     continuous_usage_stats: bool = False
+    # Padding against eavesdroppers who count bytes; it does not change the answer.
+    include_obfuscation: bool = False
+
+
+class _JsonSchema(_Body):
+    name: str = "answer"
+    description: str | None = None
+    json_schema: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class _ResponseFormat(_Body):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: _JsonSchema | None = None
 
 
 _AnyBody = TypeVar("_AnyBody", bound=_Body)
 
 
 class ChatBody(_Body):
-    """The body of POST /v1/chat/completions."""
+    """The body of POST /v1/chat/completions, without its messages."""
 
     model: str
-    messages: Annotated[list[_Message], Field(min_length=1)]
     janus: _Janus | None = None
-    max_tokens: int | None = Field(default=None, ge=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: _Whole | None = Field(default=None, ge=1)
+    max_completion_tokens: _Whole | None = Field(default=None, ge=1)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
-    n: int | None = Field(default=None, ge=1)
-    stop: str | list[str] | None = None
+    n: _Whole | None = Field(default=None, ge=1)
+    stop: Annotated[list[_Stop], Field(max_length=16)] | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
-    logit_bias: dict[str, float] | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
+        default=None, max_length=_MAX_LOGIT_BIAS
+    )
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    seed: int | None = None
-    response_format: dict[str, Any] | None = None
-    user: str | None = None
-    top_k: int | None = Field(default=None, ge=-1)
+    top_logprobs: _Whole | None = Field(default=None, ge=0, le=20)
+    seed: _Whole | None = Field(default=None, ge=-_INT64, lt=_INT64)
+    response_format: _ResponseFormat | None = None
+    top_k: _Whole | None = Field(default=None, ge=-1, le=1_000_000)
     min_p: float | None = Field(default=None, ge=0, le=1)
-    repetition_penalty: float | None = Field(default=None, gt=0)
+    repetition_penalty: float | None = Field(default=None, ge=0.01, le=100)
     ignore_eos: bool | None = None
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_stop_is_a_list(cls, stop: Any) -> Any:
+        return [stop] if isinstance(stop, str) else stop
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _keys_are_token_ids(cls, bias: dict[str, float]) -> dict[str, float]:
+        for key in bias:
+            # One spelling for each id, so that none can be given twice.
+            if not (key.isascii() and key.isdigit() and len(key) <= _MAX_TOKEN_ID_DIGITS and str(int(key)) == key):
+                raise ValueError(f"{key[:40]!r} is not a token id")
+        return bias
 
 
 class PreviewBody(_Body):
@@ -104,43 +164,55 @@ class PreviewBody(_Body):
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
-    """A request that has passed: what goes to the engine, and the system message it was given."""
+    """A request that has passed: what goes to the engine, the system message it was given, and what was ignored."""
 
     model: str
     system: str | None
     stream: bool
     body: dict[str, Any]
+    ignored: tuple[str, ...] = ()
 
 
-def parse_chat(raw: bytes, recipe: ServeRecipe) -> EngineRequest:
+def parse_chat(raw: bytes, recipe: ServeRecipe, content_type: str | None = None) -> EngineRequest:
     """Checks the body of a chat request and prepares it for the engine.
 
     Raises:
         ApiError: 400 with the field's path, 404 for an unknown model.
     """
-    chat = _validate(ChatBody, raw)
+    given = _without_nulls(read_object(raw, content_type))
+    ignored = tuple(name for name in IGNORED if name in given)
+    _refuse_unsupported(given)
+    chat = _validate(ChatBody, _parameters(given))
+    if "messages" not in given:
+        raise wrong_field("messages", "is required", "missing")
     known = [model.model_id for model in recipe.models]
     if chat.model not in known:
-        raise ApiError(
-            404,
-            f"model {chat.model!r} does not exist; there is {', '.join(known)}",
-            param="model",
-            code="model_not_found",
-        )
+        raise unknown_model(chat.model, known)
     _check_caps(chat, recipe)
-    system, turns = _split(chat)
-    body = chat.model_dump(exclude_none=True, exclude={"janus", "messages", "user"})
-    body["messages"] = ([{"role": "system", "content": system}] if system else []) + turns
-    return EngineRequest(chat.model, system, bool(chat.stream), body)
+    _check_pairs(chat)
+    system, turns = system_and_turns(given["messages"])
+    if chat.janus and system:
+        raise ApiError(
+            400,
+            "janus.preferences and a system message both state values; give one of them",
+            param="janus",
+            code="both",
+        )
+    if chat.janus:
+        system = verbalise(as_preferences(chat.janus.preferences))
+    # An empty system message counts as none, as in training (chat.conversation).
+    messages = ([{"role": "system", "content": system}] if system else []) + turns
+    return EngineRequest(chat.model, system or None, bool(chat.stream), _engine_body(chat, messages), ignored)
 
 
-def parse_preview(raw: bytes) -> str:
+def parse_preview(raw: bytes, content_type: str | None = None) -> str:
     """The system message for the values in the body of a preview request.
 
     Raises:
         ApiError: 400 with the field's path.
     """
-    return verbalise(as_preferences(_validate(PreviewBody, raw).preferences))
+    given = _without_nulls(read_object(raw, content_type))
+    return verbalise(as_preferences(_validate(PreviewBody, given).preferences))
 
 
 def as_preferences(values: list[str | Value] | list[Value]) -> list[Preference | str]:
@@ -148,23 +220,68 @@ def as_preferences(values: list[str | Value] | list[Value]) -> list[Preference |
     return [value if isinstance(value, str) else Preference(**value.model_dump()) for value in values]
 
 
-def _validate(body_type: type[_AnyBody], raw: bytes) -> _AnyBody:
+def unknown_model(name: str, known: list[str]) -> ApiError:
+    """The refusal of a model that is not served here."""
+    shown = name if len(name) <= 100 else f"{name[:100]}…"
+    return ApiError(
+        404, f"model {shown!r} does not exist; there is {', '.join(known)}", param="model", code="model_not_found"
+    )
+
+
+def _without_nulls(value: Any) -> Any:
+    """A field that is null counts as absent; inside messages and schemas others decide that."""
+    if isinstance(value, list):
+        return [_without_nulls(inner) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    kept = {name: inner for name, inner in value.items() if inner is not None}
+    return {name: inner if name in ("messages", "schema") else _without_nulls(inner) for name, inner in kept.items()}
+
+
+def _parameters(given: dict[str, Any]) -> dict[str, Any]:
+    left_out = {"messages", *IGNORED, *_UNSUPPORTED}
+    return {name: value for name, value in given.items() if name not in left_out}
+
+
+def _refuse_unsupported(given: dict[str, Any]) -> None:
+    for name, harmless in _UNSUPPORTED.items():
+        if name in given and (harmless is None or given[name] != harmless):
+            raise wrong_field(name, "unknown parameter (OpenAI's, but not supported here)", "unsupported")
+
+
+def _engine_body(chat: ChatBody, messages: list[dict[str, str]]) -> dict[str, Any]:
+    body = chat.model_dump(exclude_none=True, by_alias=True, exclude={"janus", "stream_options", "response_format"})
+    if chat.stream_options:
+        body["stream_options"] = chat.stream_options.model_dump(exclude={"include_obfuscation"}, exclude_unset=True)
+    if chat.response_format and chat.response_format.type != "text":
+        body["response_format"] = chat.response_format.model_dump(exclude_none=True, by_alias=True)
+        if chat.response_format.json_schema:
+            # As it came: null is a value inside a schema.
+            body["response_format"]["json_schema"]["schema"] = chat.response_format.json_schema.json_schema
+    if not chat.stop:
+        body.pop("stop", None)
+    if chat.seed == -1:
+        # The engine takes -1 for "no seed".
+        body["seed"] = _INT64 - 1
+    body["messages"] = messages
+    return body
+
+
+def _validate(body_type: type[_AnyBody], given: dict[str, Any]) -> _AnyBody:
     try:
-        return body_type.model_validate_json(raw or b"null")
+        return body_type.model_validate(given)
     except ValidationError as error:
-        errors = error.errors(include_url=False, include_context=False)
+        errors = error.errors(include_url=False, include_context=False, include_input=False)
         # Of the alternatives of a union, the one that fitted furthest is the one that was meant.
         first = max(errors, key=lambda one: len(one["loc"]))
-        path = ".".join(str(part) for part in first["loc"] if not _is_branch(part)) or None
-        if first["type"] == "extra_forbidden":
-            problem = "unknown parameter"
-        elif first["type"] == "missing":
-            problem = "is required"
-        elif first["type"] == "json_invalid":
-            problem = "the body is not valid JSON"
-        else:
-            problem = first["msg"]
-        raise ApiError(400, f"{path}: {problem}" if path else problem, param=path, code=first["type"]) from None
+    *outer, last = first["loc"]
+    unknown = first["type"] == "extra_forbidden"
+    path = [str(part) for part in outer if not _is_branch(part)]
+    path += [str(last)] if unknown or not _is_branch(last) else []
+    plain = {"extra_forbidden": "unknown parameter", "missing": "is required"}
+    problem = plain.get(first["type"]) or first["msg"].removeprefix("Input ").removeprefix("Value error, ")
+    allowed = _ALLOWED.get(path[0]) if path and first["type"] not in plain else None
+    raise wrong_field(".".join(path), f"{problem}; allowed: {allowed}" if allowed else problem, first["type"])
 
 
 def _is_branch(part: int | str) -> bool:
@@ -179,31 +296,19 @@ def _check_caps(chat: ChatBody, recipe: ServeRecipe) -> None:
         ("n", chat.n, recipe.max_choices),
     ):
         if value is not None and value > most:
-            raise ApiError(
-                400, f"{name}: {value} is more than this server allows ({most})", param=name, code="too_large"
-            )
+            raise wrong_field(name, f"{value} is more than this server allows ({most})", "too_large")
 
 
-def _split(chat: ChatBody) -> tuple[str | None, list[dict[str, str]]]:
-    """The system message and the turns, in the order that the chat template accepts."""
-    first, *rest = chat.messages
-    given = first.text() if first.role == "system" else None
-    turns = rest if first.role == "system" else chat.messages
-    offset = len(chat.messages) - len(turns)
-    if chat.janus and given is not None:
-        raise ApiError(
-            400,
-            "janus.preferences and a system message both state values; give one of them",
-            param="janus",
-            code="both",
-        )
-    for index, message in enumerate(turns):
-        expected = ("user", "assistant")[index % 2]
-        if message.role != expected:
-            path = f"messages.{offset + index}.role"
-            raise ApiError(400, f"{path}: {message.role!r} where {expected!r} is due", param=path, code="role_order")
-    if len(turns) % 2 == 0:
-        raise ApiError(400, "messages: the last message must be the user's", param="messages", code="role_order")
-    system = verbalise(as_preferences(chat.janus.preferences)) if chat.janus else given
-    # An empty system message counts as none, as in training (chat.conversation).
-    return system or None, [{"role": message.role, "content": message.text()} for message in turns]
+def _check_pairs(chat: ChatBody) -> None:
+    """Fields that mean something only beside another."""
+    if chat.stream_options and not chat.stream:
+        raise wrong_field("stream_options", "applies only with stream: true", "needs_stream")
+    if chat.top_logprobs and not chat.logprobs:
+        raise wrong_field("top_logprobs", "applies only with logprobs: true", "needs_logprobs")
+    most, older = chat.max_completion_tokens, chat.max_tokens
+    if most is not None and older is not None and most != older:
+        raise wrong_field("max_tokens", "differs from max_completion_tokens; give one of them", "both")
+    form = chat.response_format
+    if form and (form.type == "json_schema") != (form.json_schema is not None):
+        problem = "is required" if form.type == "json_schema" else "applies only with type json_schema"
+        raise wrong_field("response_format.json_schema", problem, "missing")

@@ -12,6 +12,7 @@ import pytest
 from janus_ray.config import validate
 from janus_ray.records import Preference
 from janus_ray.serve.gateway import Api, Item, Overloaded, Unavailable
+from janus_ray.serve.readiness import Readiness
 from janus_ray.serve.recipe import ServeRecipe
 from janus_ray.serve.verbalise import system_sha, verbalise
 
@@ -59,13 +60,16 @@ class Answers(Echo):
 def gateway():
     counted: list[tuple] = []
 
-    def make(backend=None, *, ready=("m", "other"), **fields) -> httpx.AsyncClient:
+    def make(backend=None, *, ready=None, **fields) -> httpx.AsyncClient:
         models = [{"model_id": "m", "path": "x"}, {"model_id": "other", "path": "x"}]
         recipe = validate(ServeRecipe, {"models": models, "personas": [PERSONA], **fields}, "test")
-        backends = {"m": backend or Echo(), "other": Echo()}
-        app = Api(recipe, backends, set(ready), lambda *row: counted.append(row[:3])).app()
-        client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
-        client.counted = counted
+        backends = {model.model_id: Echo() for model in recipe.models} | {"m": backend or Echo()}
+        readiness = Readiness(backends)
+        for name in backends if ready is None else ready:
+            readiness.mark_ready(name, f"weights of {name}")
+        api = Api(recipe, backends, readiness, lambda *row: counted.append(row[:3]))
+        client = httpx.AsyncClient(transport=httpx.ASGITransport(api.app()), base_url="http://test")
+        client.counted, client.readiness, client.api = counted, readiness, api
         return client
 
     return make
@@ -183,7 +187,8 @@ async def test_other_refusals_have_the_same_shape(gateway):
 @pytest.mark.parametrize(("failure", "status"), [(Overloaded(), 429), (Unavailable(), 503)])
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_busy_or_lost_model_asks_to_come_back(gateway, failure, status, stream):
-    client = gateway(Echo(failure), retry_after_s=7)
+    two = [{"model_id": "m", "path": "x", "min_replicas": 2, "max_replicas": 2}]
+    client = gateway(Echo(failure), retry_after_s=7, models=two)
     response = await ask(client, stream=stream)
     assert response.status_code == status
     assert response.headers["retry-after"] == "7"
@@ -191,11 +196,21 @@ async def test_a_busy_or_lost_model_asks_to_come_back(gateway, failure, status, 
     assert client.counted == [("m", status, "stream" if stream else "plain")]
 
 
+async def test_the_only_replica_is_back_after_a_start(gateway):
+    client = gateway(Echo(Unavailable()), retry_after_s=7)
+    # The model of this test was ready at once.
+    assert (await ask(client)).headers["retry-after"] == "1"
+
+
 async def test_the_engines_refusal_is_passed_on_and_its_failure_hidden(gateway):
     refused = await ask(gateway(Answers({"error": {"message": "too long", "code": 400, "param": "messages"}})))
     assert (refused.status_code, refusal(refused)["message"]) == (400, "too long")
     failed = await ask(gateway(Answers({"error": {"message": "secret path", "code": 500}})))
     assert failed.status_code == 500 and "secret" not in failed.text
+    dead = await ask(gateway(Answers({"error": {"message": "secret path", "code": 503}})), stream=True)
+    assert (dead.status_code, refusal(dead)["code"]) == (503, "unavailable") and "secret" not in dead.text
+    streamed = await ask(gateway(Answers({"error": {"message": "too long", "code": 400}})), stream=True)
+    assert streamed.status_code == 400 and streamed.headers["content-type"] == "application/json"
 
 
 async def test_a_stream_keeps_its_framing(gateway):
@@ -215,6 +230,21 @@ async def test_a_stream_that_breaks_says_so_and_ends(gateway):
     assert client.counted == [("m", 503, "stream")]
 
 
+@pytest.mark.parametrize(("code", "counted"), [(400, 400), (500, 500), (503, 503)])
+async def test_an_engine_that_fails_in_the_middle_ends_the_stream_with_an_error(gateway, code, counted):
+    class Fails(Echo):
+        async def chat(self, body: dict) -> AsyncIterator[Item]:
+            yield ['data: {"index": 0}\n\n']
+            yield {"error": {"message": "no", "code": code}}
+            yield ["data: never\n\n"]
+
+    client = gateway(Fails())
+    events = (await ask(client, stream=True)).text.split("\n\n")
+    assert events[0] == 'data: {"index": 0}' and events[2:] == ["data: [DONE]", ""]
+    assert sorted(json.loads(events[1].removeprefix("data: "))["error"]) == ["code", "message", "param", "type"]
+    assert client.counted == [("m", counted, "stream")]
+
+
 async def test_closing_a_stream_closes_the_engines(gateway):
     from janus_ray.serve.gateway import _events
 
@@ -230,14 +260,108 @@ async def test_health_waits_for_every_model(gateway):
     starting = gateway(ready=["other"])
     health = await starting.get("/health")
     assert (health.status_code, health.json()["models"]) == (503, {"m": "starting", "other": "ready"})
-    assert (await ask(starting)).status_code == 503
+    refused = await ask(starting)
+    assert (refused.status_code, refusal(refused)["code"]) == (503, "starting")
     assert (await ask(starting, model="other")).status_code == 200
-    assert (await gateway().get("/health")).status_code == 200
+    assert (await gateway().get("/health")).json() == {"status": "ok", "models": {"m": "ready", "other": "ready"}}
+
+
+class Waits(Echo):
+    """Has no replica that could answer."""
+
+    async def chat(self, body: dict) -> AsyncIterator[Item]:
+        try:
+            await asyncio.Event().wait()
+            yield {}
+        finally:
+            self.closed = True
+
+
+async def test_a_lost_model_is_named_and_nobody_waits_for_it(gateway):
+    backend = Waits()
+    client = gateway(backend)
+    waiting = asyncio.create_task(ask(client, stream=True))
+    await asyncio.sleep(0)
+    client.readiness.mark_lost("m")
+    later = await ask(client)
+    for response in (await waiting, later):
+        assert (response.status_code, refusal(response)["code"]) == (503, "restarting")
+        assert int(response.headers["retry-after"]) >= 1
+    await asyncio.sleep(0)
+    assert backend.closed
+    health = await client.get("/health")
+    assert health.status_code == 503
+    assert health.json() == {"status": "restarting", "models": {"m": "restarting", "other": "ready"}}
+    assert (await ask(client, model="other")).status_code == 200
+    client.readiness.mark_ready("m", "new weights")
+    assert (await client.get("/v1/models/m")).json()["weights_id"] == "new weights"
+    assert (await client.get("/health")).status_code == 200
+
+
+async def test_a_server_that_stops_takes_no_more(gateway):
+    client = gateway(retry_after_s=7)
+    client.readiness.stopping = True
+    response = await ask(client)
+    assert (response.status_code, refusal(response)["code"], response.headers["retry-after"]) == (503, "stopping", "7")
+    assert (await client.get("/health")).json()["status"] == "stopping"
+
+
+async def test_an_answer_counts_until_its_last_byte(gateway):
+    client, seen = gateway(ready=[]), []
+
+    class Seen(Echo):
+        async def chat(self, body: dict) -> AsyncIterator[Item]:
+            async for item in super().chat(body):
+                seen.append(client.api.answering)
+                yield item
+
+    client = gateway(Seen())
+    await ask(client, stream=True)
+    await ask(client, temperature=3)
+    await ask(client, model="absent")
+    assert seen == [1, 1, 1, 1] and client.api.answering == 0
+
+
+async def test_models_are_listed_with_their_weights_and_found_by_id(gateway):
+    slashed = [{"model_id": "org/m", "path": "x"}, {"model_id": "m", "path": "y"}, {"model_id": "other", "path": "z"}]
+    client = gateway(models=slashed)
+    listed = (await client.get("/v1/models")).json()
+    assert listed["object"] == "list"
+    assert [(model["id"], model["weights_id"]) for model in listed["data"]] == [
+        ("org/m", "weights of org/m"),
+        ("m", "weights of m"),
+        ("other", "weights of other"),
+    ]
+    for path in ("/v1/models/org/m", "/v1/models/org%2Fm", "/v1/models/org%2fm"):
+        assert (await client.get(path)).json() == listed["data"][0]
+    for path in ("/v1/models/org/absent", "/v1/models/org", "/v1/models/"):
+        absent = await client.get(path)
+        assert absent.status_code == 404 and refusal(absent)["code"] == "model_not_found"
+    assert [one["weights_id"] for one in (await gateway(ready=[]).get("/v1/models")).json()["data"]] == [None, None]
+
+
+async def test_head_is_get_without_the_body(gateway):
+    client = gateway()
+    for path in ("/health", "/v1/models", "/v1/models/m", "/v1/janus/personas", "/", "/page/app.js"):
+        got, headed = await client.get(path), await client.head(path)
+        assert headed.status_code == got.status_code == 200
+        assert headed.headers["content-type"] == got.headers["content-type"]
+        assert headed.headers["content-length"] == got.headers["content-length"]
+    assert (await client.head("/v1/models/absent")).status_code == 404
+    wrong = await client.delete("/v1/models")
+    assert wrong.status_code == 405 and set(wrong.headers["allow"].split(", ")) == {"GET", "HEAD"}
+
+
+async def test_what_was_ignored_stands_in_the_header(gateway):
+    client = gateway()
+    for stream in (False, True):
+        response = await ask(client, stream=stream, store=True, metadata={"a": "b"}, user="somebody")
+        assert response.status_code == 200 and response.headers["x-janus-ignored"] == "metadata, store, user"
+    assert "x-janus-ignored" not in (await ask(client, user=None)).headers
 
 
 async def test_models_personas_and_page(gateway):
     client = gateway(example_prompts=["Why?"])
-    assert [model["id"] for model in (await client.get("/v1/models")).json()["data"]] == ["m", "other"]
     offered = (await client.get("/v1/janus/personas")).json()
     assert offered["example_prompts"] == ["Why?"]
     assert [value["description"] for value in offered["personas"][0]["preferences"]] == ["a", "b", "c", "d"]

@@ -14,6 +14,7 @@ import uvicorn
 
 from janus_ray.config import validate
 from janus_ray.serve.gateway import Api, Item, Overloaded, Unavailable
+from janus_ray.serve.readiness import Readiness
 from janus_ray.serve.recipe import ServeRecipe
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -77,7 +78,9 @@ def url(model) -> Iterator[str]:
         "example_prompts": ["How do I make bread?", "What is a good way into chess?", MARKUP],
         "retry_after_s": 7,
     }
-    app = Api(validate(ServeRecipe, fields, "test"), {"m": model}, {"m"}, lambda *_: None).app()
+    readiness = Readiness(["m"])
+    readiness.mark_ready("m")
+    app = Api(validate(ServeRecipe, fields, "test"), {"m": model}, readiness, lambda *_: None).app()
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
