@@ -83,7 +83,9 @@ def deployed(recipe: ServeRecipe, stop: threading.Event, began: float) -> Genera
         if _wait_until_ready(recipe, stop, began):
             _announce(recipe, began)
             yield
-            _drain(recipe)
+            # A second signal ends the wait.
+            with _signals_set(threading.Event()) as hurry:
+                drain(recipe, hurry)
         else:
             yield
     finally:
@@ -244,10 +246,14 @@ def _announce(recipe: ServeRecipe, began: float) -> None:
     print(f"  logs    {_logs()}", flush=True)
 
 
-def _drain(recipe: ServeRecipe) -> None:
-    """Has what is being answered finished while new requests are refused; a second signal ends the wait."""
-    hurry = threading.Event()
-    _set_signals(hurry)
+def drain(recipe: ServeRecipe, hurry: threading.Event | None = None) -> None:
+    """Has what is being answered finished while new requests are refused, for as long as a model may drain.
+
+    Args:
+        recipe: what is served.
+        hurry: when set, the wait ends early.
+    """
+    hurry = hurry or threading.Event()
     limit_s = max(model.drain_timeout_s for model in recipe.models)
     deadline, said = time.monotonic() + limit_s, 0
     while not hurry.is_set() and time.monotonic() < deadline and (answering := _answering()):
@@ -266,6 +272,10 @@ def _answering() -> int:
 
     from janus_ray.serve.app import APP_NAME, GATEWAY_NAME
 
+    application = serve.status().applications.get(APP_NAME)
+    gateway = application.deployments.get(GATEWAY_NAME) if application else None
+    if gateway is None or not gateway.replica_states.get("RUNNING"):
+        return 0
     gateways = serve.get_deployment_handle(GATEWAY_NAME, APP_NAME)
     for _ in range(_DRAIN_ATTEMPTS):
         try:
@@ -292,12 +302,12 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def _signals_set(stop: threading.Event) -> Generator[None]:
-    """Within the block SIGINT and SIGTERM set the event."""
+def _signals_set(stop: threading.Event) -> Generator[threading.Event]:
+    """Within the block SIGINT and SIGTERM set the event, which is given back."""
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     _set_signals(stop)
     try:
-        yield
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

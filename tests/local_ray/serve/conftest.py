@@ -22,6 +22,16 @@ from janus_ray.serve.recipe import ServeRecipe
 MODEL = "tiny/model-1.0"
 
 
+def unfinished() -> int:
+    """Requests that the engine of the running endpoint has in its list."""
+    from ray import serve
+
+    from janus_ray.serve.app import APP_NAME
+
+    handle = serve.get_deployment_handle("model:tiny--model-1_0", APP_NAME)
+    return handle.counts.remote().result()["unfinished"]
+
+
 @dataclass
 class Served:
     """A running endpoint, and what /health answered while it started."""

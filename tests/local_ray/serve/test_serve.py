@@ -13,9 +13,10 @@ import pytest
 from ray import serve
 
 from janus_ray.errors import ConfigError
+from janus_ray.model_folder import weights_id
 from janus_ray.records import Preference
 from janus_ray.serve.app import APP_NAME
-from janus_ray.serve.launch import deployed
+from janus_ray.serve.launch import deployed, drain
 from janus_ray.serve.verbalise import system_sha, verbalise
 
 MODEL = "tiny/model-1.0"
@@ -49,8 +50,10 @@ def test_health_is_503_until_the_model_has_answered(served):
     assert httpx.get(f"{served.url}/health").json() == {"status": "ok", "models": {MODEL: "ready"}}
 
 
-def test_models_and_page(served, client):
+def test_models_and_page(served, client, tiny_model):
     assert [model.id for model in client.models.list()] == [MODEL]
+    assert client.models.retrieve(MODEL).weights_id == weights_id(tiny_model)
+    assert httpx.head(f"{served.url}/v1/models/{MODEL}").status_code == 200
     assert "Janus" in httpx.get(served.url).text
     assert httpx.get(f"{served.url}/page/app.js").status_code == 200
     assert httpx.get(f"{served.url}/metrics").json()["error"]["type"] == "invalid_request_error"
@@ -95,6 +98,31 @@ def test_preferences_are_the_equal_system_message(client):
     assert logprobs(answer) != pytest.approx(logprobs(without), abs=1e-3)
 
 
+def test_a_conversation_goes_on_as_the_sdk_gives_it_back(client):
+    developer = {"role": "developer", "content": "Be brief."}
+    first = client.chat.completions.with_raw_response.create(
+        model=MODEL, messages=[developer, USER], max_tokens=4, temperature=0, store=True, metadata={"a": "b"}, seed=-1
+    )
+    assert first.headers["x-janus-ignored"] == "metadata, store"
+    turn = first.parse().choices[0].message
+    history = [developer, USER, turn.model_dump(), USER]
+    plain = [{"role": "system", "content": "Be brief."}, USER, {"role": "assistant", "content": turn.content}, USER]
+    echoed = greedy(client, messages=history, logprobs=True, top_logprobs=2, stop=None, n=None, tools=None)
+    assert echoed.usage.prompt_tokens == greedy(client, messages=plain).usage.prompt_tokens
+    assert len(echoed.choices[0].logprobs.content[0].top_logprobs) == 2
+
+
+def test_an_answer_follows_a_schema(client):
+    schema = {"type": "object", "properties": {"yes": {"type": "boolean"}}, "required": ["yes"]}
+    answer = greedy(
+        client,
+        max_tokens=60,
+        response_format={"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}},
+    )
+    assert answer.choices[0].finish_reason == "stop"
+    assert isinstance(json.loads(answer.choices[0].message.content)["yes"], bool)
+
+
 def test_the_prompt_is_tokenised_as_in_training(tiny_model, client):
     from janus_ray.chat import conversation
     from janus_ray.model_folder import load_encoder
@@ -109,7 +137,7 @@ def test_refusals_reach_the_client_as_openai_errors(client):
         client.chat.completions.create(model="absent", messages=[USER])
     with pytest.raises(openai.BadRequestError, match="priority: unknown parameter"):
         greedy(client, extra_body={"priority": 1})
-    with pytest.raises(openai.BadRequestError, match="maximum context length"):
+    with pytest.raises(openai.BadRequestError, match=r"the prompt is too long: it has .*\d+ .*takes 1024 tokens"):
         greedy(client, messages=[{"role": "user", "content": "value " * 2000}])
 
 
@@ -140,6 +168,26 @@ def test_a_client_that_goes_away_frees_its_place(client):
     while counts() != freed and time.monotonic() < deadline:
         time.sleep(0.05)
     assert counts() == freed
+
+
+def test_a_server_that_stops_finishes_its_answers_and_takes_no_more(served, client):
+    options = {"max_tokens": 900, "stream": True, "extra_body": {"ignore_eos": True}}
+    running = greedy(client, **options, stream_options={"include_usage": True})
+    next(iter(running))
+    drained = threading.Thread(target=lambda: (drain(served.recipe), ended.append(time.monotonic())))
+    ended: list[float] = []
+    drained.start()
+    deadline = time.monotonic() + 30
+    while httpx.get(f"{served.url}/health").json()["status"] != "stopping" and time.monotonic() < deadline:
+        time.sleep(0.01)
+    with pytest.raises(openai.InternalServerError, match="the server is stopping") as refused:
+        greedy(client)
+    assert refused.value.status_code == 503 and refused.value.response.headers["retry-after"] == "3"
+    chunks = list(running)
+    finished = time.monotonic()
+    assert chunks[-1].usage.completion_tokens == 900
+    drained.join()
+    assert ended[0] > finished - 0.5
 
 
 def test_a_model_that_cannot_start_is_reported_with_its_cause(served):
