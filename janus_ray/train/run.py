@@ -16,10 +16,11 @@ from janus_ray.errors import ConfigError
 from janus_ray.store.files import read_json, write_json
 from janus_ray.store.fingerprint import fingerprint
 from janus_ray.store.folder import OutputFolder, read_manifest
+from janus_ray.store.hub import model_folder
 from janus_ray.train.checkpoint import remove_leftovers
 from janus_ray.train.launch import fit
 from janus_ray.train.loop import METRICS_FILE
-from janus_ray.train.model import load_config
+from janus_ray.train.model import check_base_model
 from janus_ray.train.prepare import check_chat, prepare, usable_rows
 from janus_ray.train.recipe import TrainRecipe
 
@@ -33,8 +34,6 @@ def train(recipe: TrainRecipe, if_exists: IfExists) -> dict[str, Any]:
         ConfigError, DataError, CheckpointError, TrainingError: the data, the base model, the folder or the cluster is
             not as it must be, found before Ray starts where possible; or the run cannot go on.
     """
-    # By its absolute path, because Ray's processes run in folders of their own; a hub id as it is.
-    local = recipe.model_copy(update={"base_model": _absolute(recipe.base_model)})
     folder = OutputFolder(recipe.output_dir, recipe, if_exists)
     inputs = {"collection": recipe.collection, "base_model": recipe.base_model}
     if folder.finished and not folder.finished_with(inputs):
@@ -42,8 +41,10 @@ def train(recipe: TrainRecipe, if_exists: IfExists) -> dict[str, Any]:
     if folder.finished:
         print(f"{folder.path}: already finished")
         return read_manifest(folder.path)
+    # By its absolute path, because Ray's processes run in folders of their own; of a published model its snapshot.
+    local = recipe.model_copy(update={"base_model": str(model_folder(recipe.base_model).absolute())})
     rows = usable_rows(recipe.collection)
-    load_config(recipe)
+    check_base_model(local)
     check_chat(local, rows)
     gpus = recipe.num_workers if recipe.use_gpu else 0
     purpose = f"train with {recipe.num_workers} workers"
@@ -84,10 +85,6 @@ def _made_from_other_inputs(folder: Path) -> ConfigError:
         f"output folder {folder} belongs to other data or another base model than there are now; "
         "choose another folder or --if-exists overwrite"
     )
-
-
-def _absolute(base_model: str) -> str:
-    return str(Path(base_model).absolute()) if Path(base_model).is_dir() else base_model
 
 
 def _finish(

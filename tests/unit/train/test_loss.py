@@ -11,8 +11,8 @@ from janus_ray.errors import CheckpointError, DataError
 from janus_ray.model_folder import load_tokenizer
 from janus_ray.train.attention import IMPLEMENTATION, register
 from janus_ray.train.bins import PackedBins, micro_batch
+from janus_ray.train.families import load_config
 from janus_ray.train.loop import backward, summed_loss
-from janus_ray.train.model import load_config
 from janus_ray.train.prepare import _packed_table, audit_masks, usable_rows
 from janus_ray.train.recipe import TrainRecipe
 from tests.tiny import texts, write_collection, write_model
