@@ -67,7 +67,15 @@ _WHY_NOT = {
 }
 _WRAPPED = ("text_config", "vision_config", "audio_config", "thinker_config")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-_STATES = ("state_size", "mamba_d_state", "ssm_cfg", "conv_kernel", "linear_conv_kernel_dim", "attention_hidden_size")
+_STATES = (
+    "state_size",
+    "mamba_d_state",
+    "ssm_cfg",
+    "conv_kernel",
+    "conv_L_cache",
+    "linear_conv_kernel_dim",
+    "attention_hidden_size",
+)
 _LAYERS = {"full_attention", "sliding_attention"}
 # What transformers raises on values that make no sense.
 NONSENSE = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError)
@@ -175,6 +183,7 @@ def _why_not(stated: dict[str, Any]) -> str | None:
 
 def _why_not_the_family(kind: str, stated: dict[str, Any]) -> str:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
 
     if kind in _WHY_NOT:
         return _WHY_NOT[kind]
@@ -182,6 +191,8 @@ def _why_not_the_family(kind: str, stated: dict[str, Any]) -> str:
         return "a wrapper of several models; expected the text model in it, with its own folder"
     if stated.get("is_encoder_decoder"):
         return "an encoder with a decoder; expected a decoder only"
+    if kind in MASKED:
+        return "an encoder; expected a decoder only"
     if kind not in CAUSAL:
         return "no causal language model that transformers knows"
     if any(stated.get(name) for name in _EXPERTS):
