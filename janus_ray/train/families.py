@@ -167,8 +167,9 @@ def _why_not(stated: dict[str, Any]) -> str | None:
     """What speaks against a configuration before transformers reads it."""
     from transformers import CONFIG_MAPPING
 
-    quantised = stated.get("quantization_config") or stated.get("compression_config")
-    if quantised:
+    for quantised in (stated.get("quantization_config"), stated.get("compression_config")):
+        if quantised is None:
+            continue
         method = quantised.get("quant_method") if isinstance(quantised, dict) else None
         return f"quantised weights ({method or 'quantization_config'}); expected bfloat16, float16 or float32"
     kind = stated.get("model_type")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from janus_ray.errors import CheckpointError
-from janus_ray.train.families import in_one_line
+from janus_ray.train.families import NONSENSE, in_one_line
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +43,7 @@ def check_weights(base_model: str, skeleton: PreTrainedModel) -> None:
     ):
         kinds = ", ".join(sorted({headers[name][1] for name in wrong}))
         raise _refused(base_model, f"weights of type {kinds}, expected {', '.join(sorted(_FLOATS))}: {_some(wrong)}")
-    found = _judged(skeleton, {name: shape for name, (shape, _) in headers.items()})
+    found = _judged(base_model, skeleton, {name: shape for name, (shape, _) in headers.items()})
     if missing := found["missing_keys"]:
         raise _refused(base_model, f"weights are missing from it: {_some(missing)}")
     if unexpected := found["unexpected_keys"]:
@@ -101,23 +101,26 @@ def quiet_transformers() -> Generator[None]:
             logging.enable_progress_bar()
 
 
-def _judged(skeleton: PreTrainedModel, shapes: dict[str, list[int]]) -> dict[str, Any]:
+def _judged(base_model: str, skeleton: PreTrainedModel, shapes: dict[str, list[int]]) -> dict[str, Any]:
     """What transformers would say of weights with these names and shapes, after its own renaming and tying."""
     import copy
 
     import torch
 
     weights = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    with quiet_transformers():
-        loaded: Any = type(skeleton).from_pretrained(
-            None,
-            config=copy.deepcopy(skeleton.config),
-            state_dict=weights,
-            device_map="meta",
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
+    try:
+        with quiet_transformers():
+            loaded: Any = type(skeleton).from_pretrained(
+                None,
+                config=copy.deepcopy(skeleton.config),
+                state_dict=weights,
+                device_map="meta",
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except NONSENSE as error:
+        raise _refused(base_model, in_one_line(error)) from None
     return loaded[1]
 
 
