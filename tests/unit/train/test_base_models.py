@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING
 
+from janus_ray.chat import use_template
 from janus_ray.errors import CheckpointError
 from janus_ray.model_folder import load_tokenizer
 from janus_ray.train import run
@@ -326,20 +327,20 @@ def test_a_refusal_comes_before_ray_and_before_the_folder_is_begun(base, tmp_pat
 
 
 def test_every_end_of_the_base_model_stays_one_and_its_sampling_does_not(base):
-    tokenizer = load_tokenizer(base)
+    encoder = use_template(load_tokenizer(base), "janus")
 
     def written(stated):
         (base / "generation_config.json").write_text(stated)
-        return generation_defaults(str(base), tokenizer)
+        return generation_defaults(str(base), encoder)
 
-    end = tokenizer.eos_token_id
+    end = encoder.tokenizer.eos_token_id
     kept = written(json.dumps({"eos_token_id": [7, end, 9], "temperature": 0.6, "repetition_penalty": 1.3}))
     assert (kept.eos_token_id, kept.temperature, kept.repetition_penalty) == ([end, 7, 9], None, None)
     assert written(json.dumps({"eos_token_id": 7})).eos_token_id == [end, 7]
     for nothing in ("{}", "no JSON", "[]", '{"eos_token_id": null}', '{"eos_token_id": "</s>"}'):
         assert written(nothing).eos_token_id == end
     (base / "generation_config.json").unlink()
-    assert generation_defaults(str(base), tokenizer).bos_token_id == tokenizer.bos_token_id
+    assert generation_defaults(str(base), encoder).bos_token_id == encoder.tokenizer.bos_token_id
 
 
 VALUES = st.recursive(
