@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Any
+
+_INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")
+# Letters and symbols by their category, and yet nothing is drawn: Hangul fillers, the empty Braille cell.
+_FILLERS = "\u115f\u1160\u2800\u3164\uffa0"
 
 
 def well_formed(text: str) -> str:
@@ -27,3 +32,11 @@ def well_formed_values(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [well_formed_values(inner) for inner in value]
     return value
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing in the text can be seen: spaces, line breaks, control characters, zero-width marks, fillers."""
+    bare = text.strip()
+    if not bare or (bare[0].isprintable() and bare[0] not in _FILLERS):
+        return not bare
+    return all(unicodedata.category(each) in _INVISIBLE or each in _FILLERS for each in bare)

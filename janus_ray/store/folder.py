@@ -62,6 +62,11 @@ class OutputFolder:
         """Whether there is a finished folder to keep."""
         return not self._replaces and (self.path / MANIFEST).is_file()
 
+    @property
+    def resumes(self) -> bool:
+        """Whether there is the work of an earlier run of this recipe to continue."""
+        return not self._replaces and (self.path / RECIPE).is_file()
+
     def finished_with(self, inputs: Mapping[str, Path | str]) -> bool:
         """Whether there is a finished folder to keep that was made from these inputs as they are now."""
         if not self.finished:

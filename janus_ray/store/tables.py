@@ -29,7 +29,7 @@ class Row:
     values: dict[str, Any]
 
 
-def read_rows(source: str, *, split: str = "train") -> Iterator[Row]:
+def read_rows(source: str, *, split: str = "train", columns: Sequence[str] | None = None) -> Iterator[Row]:
     """Reads rows one after another, whatever holds them.
 
     A file's content says what it is: Parquet, JSON lines or a JSON array; .csv and .tsv are tables with a header. Texts
@@ -38,6 +38,7 @@ def read_rows(source: str, *, split: str = "train") -> Iterator[Row]:
     Args:
         source: a file, a folder of such files, or the id of a published dataset ("org/name", "org/name@revision").
         split: which part of a published dataset, or of a folder whose files are named by split.
+        columns: the only ones to read of a Parquet file, where it has them; None reads all.
 
     Raises:
         DataError: one line with the source, the place, and what is wrong.
@@ -46,7 +47,7 @@ def read_rows(source: str, *, split: str = "train") -> Iterator[Row]:
     files = [(path, "")] if path.is_file() else [(file, f"{file.name}, ") for file in dataset_files(source, split)]
     for file, prefix in files:
         if is_parquet(file):
-            for number, values in _parquet_rows(file):
+            for number, values in _parquet_rows(file, columns):
                 yield Row(f"{prefix}row {number}", values)
         else:
             for number, values in text_rows(file):
@@ -79,7 +80,19 @@ def is_parquet(path: Path) -> bool:
     return head == _MAGIC or (not head and path.suffix == ".parquet")
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def column_names(path: Path) -> list[str]:
+    """The columns of a Parquet file.
+
+    Raises:
+        DataError: the file is not whole.
+    """
+    try:
+        return pq.read_schema(path).names
+    except (pa.ArrowException, OSError) as error:
+        raise _not_parquet(path, error) from None
+
+
+def _parquet_rows(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows of a Parquet file, numbered from 1.
 
     Raises:
@@ -89,7 +102,8 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         with pq.ParquetFile(path) as file:
             _check_columns(file.schema_arrow.names, path)
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS):
+            chosen = None if columns is None else [name for name in file.schema_arrow.names if name in columns]
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=chosen):
                 for values in _listed(batch, path, number):
                     number += 1
                     yield number, well_formed_values(values)

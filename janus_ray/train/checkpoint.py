@@ -127,8 +127,10 @@ def progress_of(checkpoint: Path) -> dict[str, Any]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what a killed save left behind; no other process may be writing in the folder."""
+    """Removes what killed saves and exports left behind; no other process may be writing in the folder."""
     _remove(folder / CHECKPOINTS / _STAGING)
+    for half_written in (*folder.glob(".*.tmp"), *folder.glob("packed/.*.tmp")):
+        half_written.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -243,9 +245,9 @@ def _why_not_written(error: BaseException) -> str | None:
         return None
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror} ({Path(error.filename).name})" if error.filename else error.strerror
-    if isinstance(error, OSError | DataError | SafetensorError) or _NOT_WRITTEN.search(str(error)):
-        return _first_line(error)
-    return None
+    if _NOT_WRITTEN.search(str(error)):
+        return "the disk is full, or failed in another way"
+    return _first_line(error) if isinstance(error, OSError | DataError | SafetensorError) else None
 
 
 def _first_line(error: BaseException) -> str:

@@ -126,7 +126,10 @@ def _what_happened(error: Exception) -> str:
     if _is_preemption(error):
         return "a machine was taken away"
     if died := _died(error):
-        return f"worker {died[0]} died"
+        failure = _failures(error)[died[0]]
+        # Ray Train wraps what Ray itself said.
+        said = type(getattr(failure, "health_check_failure", failure)).__name__
+        return f"worker {died[0]} died{' because the machine ran out of memory' if 'OutOfMemory' in said else ''}"
     return next((f"worker {rank} failed: {type(failure).__name__}" for rank, failure in _failures(error).items()), "?")
 
 

@@ -258,7 +258,8 @@ class StepLog:
         """Drops the lines of steps that a resumed run does again."""
         lines = self._path.read_text().splitlines() if self._path.exists() else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        self._path.write_text("".join(f"{line}\n" for line in kept))
+        with named_when_not_written(self._path):
+            self._path.write_text("".join(f"{line}\n" for line in kept))
         self._last_step, self._last_time = step, time.monotonic()
 
     def write(self, step: int, **values: float) -> None:
@@ -279,7 +280,7 @@ class StepLog:
             "supervised_tokens": int(self._supervised_per_bin[current].sum()),
             "worker_pid": os.getpid(),
         }
-        with self._path.open("a") as stream:
+        with named_when_not_written(self._path), self._path.open("a") as stream:
             stream.write(json.dumps(record, allow_nan=False) + "\n")
         self._last_step, self._last_time = step, now
 

@@ -10,13 +10,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import xxhash
 
 from janus_ray.chat import ChatEncoder, ChatTemplate, EncodedExample, conversation, use_template
 from janus_ray.cluster import quiet_ray_data
 from janus_ray.errors import DataError
 from janus_ray.model_folder import load_tokenizer, save_tokenizer
-from janus_ray.store.files import write_json
-from janus_ray.store.tables import parquet_files, read_parquet, write_parquet
+from janus_ray.store.files import read_json, write_json
+from janus_ray.store.tables import write_parquet
+from janus_ray.train.collection import Collection
 from janus_ray.train.packing import pack
 from janus_ray.train.recipe import TrainRecipe
 
@@ -31,61 +33,64 @@ PACKED = pa.schema(
 )
 # Small row groups: a worker reads single bins, in the plan's order.
 ROW_GROUP_BINS = 16
+PACKED_FOLDER = "packed"
+BINS_FILE = "bins.parquet"
+_COUNTS_FILE = "counts.json"
 
 _ENCODED = pa.schema([("input_ids", pa.list_(pa.int32())), ("loss_mask", pa.list_(pa.uint8()))])
 _ROWS_PER_BLOCK = 1024
 _SHOWN_CHARACTERS = 60
-_COLUMNS = ["system", "prompt", "output"]
 
 
-def prepare(recipe: TrainRecipe, folder: Path) -> dict[str, Any]:
+def prepare(recipe: TrainRecipe, collection: Collection, folder: Path) -> dict[str, Any]:
     """Writes `packed/bins.parquet` below the folder and returns what was done, in numbers.
 
     Raises:
-        DataError: the collection is missing, lacks a column, or holds no usable row.
+        DataError: no row fits into a bin, or the audit finds a wrong mask.
         CheckpointError: the base model has no usable tokenizer.
     """
-    rows = usable_rows(recipe.collection)
     encoder = use_template(load_tokenizer(recipe.base_model), recipe.chat_template)
-    documents = _encode(rows, recipe)
+    documents = _encode(collection.rows, recipe)
     fitting = documents.filter(_mask(length <= recipe.max_length for length in _lengths(documents)))
     if not len(fitting):
-        raise DataError(f"{recipe.collection}: none of {len(rows)} rows fits into {recipe.max_length} tokens")
+        raise DataError(f"{recipe.collection}: none of {len(documents)} rows fits into {recipe.max_length} tokens")
     packed = _packed_table(fitting, recipe.max_length)
     audit_masks(packed, encoder)
-    write_parquet(folder / "packed" / "bins.parquet", packed, ROW_GROUP_BINS)
+    write_parquet(folder / PACKED_FOLDER / BINS_FILE, packed, ROW_GROUP_BINS)
     supervised, tokens = sum(packed["num_supervised"].to_pylist()), sum(_lengths(packed))
     counts = {
-        "rows": len(rows),
+        **collection.counts,
         "rows_too_long": len(documents) - len(fitting),
         "bins": len(packed),
         "tokens": tokens,
         "supervised_tokens": supervised,
         "padding_share": round(1 - tokens / (len(packed) * recipe.max_length), 4),
         "template_sha256": encoder.probe_sha256(),
+        "packed_xxh3": _content_hash(packed),
     }
-    write_json(folder / "packed" / "counts.json", counts)
+    write_json(folder / PACKED_FOLDER / _COUNTS_FILE, counts)
     return counts
 
 
-def usable_rows(collection: str) -> pa.Table:
-    """The rows to train on, as a table with the columns system, prompt, output.
-
-    Raises:
-        DataError: the collection is missing, lacks a column, or holds no usable row.
-    """
-    names = pa.unify_schemas([pq.read_schema(file) for file in parquet_files(collection)]).names
-    table = read_parquet(collection, [*_COLUMNS, *(["status"] if "status" in names else [])])
-    if "status" in names:
-        table = table.filter(_mask(status == "ok" for status in table["status"].to_pylist()))
-    table = table.select(_COLUMNS).filter(_mask(bool(output) for output in table["output"].to_pylist()))
-    if not len(table):
-        raise DataError(f"{collection}: no row with a response to train on")
-    return table
+def already_packed(folder: Path) -> dict[str, Any] | None:
+    """What `prepare` returned when it packed this run's data; None where it did not, or its files are damaged."""
+    try:
+        counts = read_json(folder / PACKED_FOLDER / _COUNTS_FILE)
+        packed = pq.read_table(folder / PACKED_FOLDER / BINS_FILE)
+        return counts if counts["packed_xxh3"] == _content_hash(packed) else None
+    except (DataError, OSError, KeyError, TypeError, pa.ArrowException):
+        return None
 
 
-def check_chat(recipe: TrainRecipe, rows: pa.Table) -> None:
+def check_chat(recipe: TrainRecipe, rows: pa.Table | None) -> str:
     """Encodes a row with and one without a system message, and writes and reads the tokenizer as an export will.
+
+    Args:
+        recipe: names the base model and the template.
+        rows: what is to be trained on; None where it is packed already.
+
+    Returns:
+        The template's hash with this tokenizer.
 
     Raises:
         CheckpointError: the tokenizer cannot be used with this template, or an export of it could not be served.
@@ -94,14 +99,15 @@ def check_chat(recipe: TrainRecipe, rows: pa.Table) -> None:
     from transformers import AutoConfig
 
     encoder = use_template(load_tokenizer(recipe.base_model), recipe.chat_template)
-    systems = rows["system"].to_pylist()
+    systems = rows["system"].to_pylist() if rows is not None else []
     for kind in (True, False):
         index = next((index for index, system in enumerate(systems) if bool(system) == kind), None)
-        if index is not None:
+        if rows is not None and index is not None:
             _encoded(encoder, rows.slice(index, 1).to_pylist()[0])
     with tempfile.TemporaryDirectory() as folder:
         AutoConfig.from_pretrained(recipe.base_model).save_pretrained(folder)
         save_tokenizer(encoder.tokenizer, Path(folder))
+    return encoder.probe_sha256()
 
 
 def audit_masks(packed: pa.Table, encoder: ChatEncoder) -> str:
@@ -190,6 +196,19 @@ def _packed_table(documents: pa.Table, max_length: int) -> pa.Table:
         for members in bins
     ]
     return pa.Table.from_pylist(rows, schema=PACKED)
+
+
+def _content_hash(packed: pa.Table) -> str:
+    """Hash of every token, mask and length, whatever file holds them."""
+    digest = xxhash.xxh3_128()
+    for column in packed.select(PACKED.names).columns:
+        nested = pa.types.is_list(column.type)
+        lengths = [pc.call_function("list_value_length", [column])] if nested else []
+        values = pc.call_function("list_flatten", [column]) if nested else column
+        for part in (*lengths, values):
+            for chunk in part.chunks:
+                digest.update(chunk.to_numpy(zero_copy_only=False))
+    return digest.hexdigest()
 
 
 def _mask(kept: Iterable[bool]) -> pa.Array:

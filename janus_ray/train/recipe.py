@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from janus_ray.chat import ChatTemplate
 from janus_ray.config import OPERATIONAL, PathText, RayConfig, Recipe
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
 
 class TrainRecipe(Recipe):
     """SFT of a policy on a collection."""
 
-    collection: PathText
-    """Folder of Parquet files (or one file) with at least the published columns system, prompt, output. Rows whose
-    status is not "ok" are left out."""
-    base_model: PathText
-    """Local Hugging Face folder, or a hub id, of the model to start from."""
+    collection: PathText = Field(json_schema_extra=OPERATIONAL)
+    """Parquet, JSON lines, a JSON array or CSV, as a file, a folder of files or a hub id ("org/name@revision"), with at
+    least the published columns system, prompt, output as text. Rows without prompt or output, and rows whose status is
+    there and not "ok", are left out and counted; a null or blank system means that there is none."""
+    # Where the two inputs lie may change; what is in them is compared by a resume itself.
+    base_model: PathText = Field(json_schema_extra=OPERATIONAL)
+    """Local Hugging Face folder, or a hub id ("org/name@revision"), of the model to start from."""
     chat_template: ChatTemplate = "janus"
     """How a conversation becomes token ids: "janus" is the paper's format, "own" the chat template that the base
     model's tokenizer brings, with its rule for system messages. The exported model names it, and is served with it."""
@@ -39,8 +43,8 @@ class TrainRecipe(Recipe):
     """Peak learning rate of AdamW (paper: 5e-6)."""
     warmup_steps: int = Field(default=10, ge=0)
     """Steps of linear warm-up (paper: 10); a cosine to zero follows."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's decay rates (paper: the defaults)."""
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    """AdamW's decay rates, from 0 to below 1 (paper: the defaults)."""
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's decoupled weight decay (paper: 0)."""
     max_grad_norm: float = Field(default=1.0, gt=0)

@@ -18,11 +18,14 @@ from janus_ray.store.fingerprint import fingerprint
 from janus_ray.store.folder import OutputFolder, read_manifest
 from janus_ray.store.hub import model_folder
 from janus_ray.train.checkpoint import remove_leftovers
+from janus_ray.train.collection import left_out, read_collection
 from janus_ray.train.launch import fit
 from janus_ray.train.loop import METRICS_FILE
 from janus_ray.train.model import check_base_model
-from janus_ray.train.prepare import check_chat, prepare, usable_rows
+from janus_ray.train.prepare import PACKED_FOLDER, already_packed, check_chat, prepare
 from janus_ray.train.recipe import TrainRecipe
+
+_INPUTS = Path(PACKED_FOLDER, "inputs.json")
 
 
 def train(recipe: TrainRecipe, if_exists: IfExists) -> dict[str, Any]:
@@ -43,47 +46,62 @@ def train(recipe: TrainRecipe, if_exists: IfExists) -> dict[str, Any]:
         return read_manifest(folder.path)
     # By its absolute path, because Ray's processes run in folders of their own; of a published model its snapshot.
     local = recipe.model_copy(update={"base_model": str(model_folder(recipe.base_model).absolute())})
-    rows = usable_rows(recipe.collection)
     check_base_model(local)
-    check_chat(local, rows)
+    counts = _packed_before(folder, inputs)
+    collection = None if counts else read_collection(recipe.collection)
+    template_sha256 = check_chat(local, collection.rows if collection else None)
+    if counts and counts["template_sha256"] != template_sha256:
+        raise _made_from_other_inputs(folder.path)
     gpus = recipe.num_workers if recipe.use_gpu else 0
     purpose = f"train with {recipe.num_workers} workers"
     with ray_cluster(recipe.ray, recipe.num_workers + 1, purpose, needed_gpus=gpus):
         folder.begin()
         remove_leftovers(folder.path)
-        counts = _prepared(local, folder, inputs)
-        print(
-            f"train: {counts['rows']} rows, {counts['tokens']} tokens ({counts['supervised_tokens']} with loss) in "
-            f"{counts['bins']} bins, {100 * counts['padding_share']:.1f} % padding, "
-            f"{counts['rows_too_long']} rows too long; {recipe.num_workers} FSDP2 workers",
-            flush=True,
-        )
+        if collection is not None:
+            counts = prepare(local, collection, folder.path)
+            write_json(folder.path / _INPUTS, {name: fingerprint(path) for name, path in inputs.items()})
+        assert counts is not None
+        _print_data(counts, recipe)
+        identity = {name: counts[name] for name in ("template_sha256", "packed_xxh3")}
         with _followed(folder.path / METRICS_FILE):
-            last = fit(local, folder.path.absolute(), {"template_sha256": counts["template_sha256"]})
+            last = fit(local, folder.path.absolute(), identity)
     return _finish(folder, inputs, counts, last)
 
 
-def _prepared(recipe: TrainRecipe, folder: OutputFolder, inputs: dict[str, str]) -> dict[str, Any]:
-    """The packed data's counts; packed once, also when the run is resumed.
+def _packed_before(folder: OutputFolder, inputs: dict[str, str]) -> dict[str, Any] | None:
+    """The counts of the packed data of the run to resume; None where there are none that can be used.
 
     Raises:
-        ConfigError: the run to resume was packed from data, or started from a base model, that has changed since.
+        ConfigError: it was packed from data, or started from a base model, that has changed since.
     """
-    file = folder.path / "packed" / "inputs.json"
-    now = {name: fingerprint(path) for name, path in inputs.items()}
-    if file.is_file():
-        if read_json(file) != now:
-            raise _made_from_other_inputs(folder.path)
-        return read_json(folder.path / "packed" / "counts.json")
-    counts = prepare(recipe, folder.path)
-    write_json(file, now)
+    if not folder.resumes or not (folder.path / _INPUTS).is_file():
+        return None
+    if read_json(folder.path / _INPUTS) != {name: fingerprint(path) for name, path in inputs.items()}:
+        raise _made_from_other_inputs(folder.path)
+    counts = already_packed(folder.path)
+    if counts is None:
+        print(f"train: {folder.path / PACKED_FOLDER} is damaged and is made again", flush=True)
     return counts
 
 
 def _made_from_other_inputs(folder: Path) -> ConfigError:
     return ConfigError(
-        f"output folder {folder} belongs to other data or another base model than there are now; "
+        f"output folder {folder} belongs to other data, another base model or another chat template than there are now; "
         "choose another folder or --if-exists overwrite"
+    )
+
+
+def _print_data(counts: dict[str, Any], recipe: TrainRecipe) -> None:
+    rows = counts["rows"] - counts["rows_too_long"]
+    print(
+        f"train: {rows} rows ({counts['rows_without_system']} have no system message); "
+        f"left out: {left_out(counts) or 'none'}",
+        flush=True,
+    )
+    print(
+        f"train: {counts['tokens']} tokens ({counts['supervised_tokens']} with loss) in {counts['bins']} bins, "
+        f"{100 * counts['padding_share']:.1f} % padding; {recipe.num_workers} FSDP2 workers",
+        flush=True,
     )
 
 

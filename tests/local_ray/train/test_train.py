@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
 from contextlib import nullcontext
 
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from janus_ray.chat import conversation
-from janus_ray.errors import CheckpointError, ConfigError
+from janus_ray.errors import CheckpointError, ConfigError, DataError, TrainingError
 from janus_ray.model_folder import check_model_folder, load_encoder
 from janus_ray.store.folder import read_manifest
 from janus_ray.store.tables import read_jsonl
+from janus_ray.train import launch as launch_module
 from janus_ray.train import run as run_module
 from janus_ray.train.recipe import TrainRecipe
 from janus_ray.train.run import train
@@ -145,9 +149,9 @@ def test_a_killed_worker_resumes_from_the_checkpoint(uninterrupted, recipe_for, 
     assert ours[max(ours)] == pytest.approx(theirs[max(theirs)], rel=1e-3)
 
 
-def test_a_run_that_gave_up_is_resumed_by_its_recipe(recipe_for, tmp_path):
-    """An export that fails ends the run; the resume trains no step again and finishes the folder."""
-    recipe = recipe_for(tmp_path / "out", max_failures=0, epochs=2, num_workers=1)
+def test_a_run_that_gave_up_is_resumed_by_its_recipe(recipe_for, inputs, tmp_path, capsys):
+    """An export that fails ends the run; the resume goes on from what is whole, wherever the folders lie by then."""
+    recipe = recipe_for(tmp_path / "out", max_failures=0, epochs=2, num_workers=1, checkpoint_every_steps=2)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "recipe.json").write_text(recipe.model_dump_json())
     # A file where the model's folder must be written.
@@ -155,13 +159,55 @@ def test_a_run_that_gave_up_is_resumed_by_its_recipe(recipe_for, tmp_path):
     with pytest.raises(CheckpointError, match=r"out/model cannot be written: File exists \(\.model\.partial\)"):
         train(recipe, "resume")
     (tmp_path / "out" / ".model.partial").unlink()
-    before = (tmp_path / "out" / "metrics.jsonl").read_text()
-    train(recipe, "resume")
-    assert (tmp_path / "out" / "metrics.jsonl").read_text() == before
-    assert read_manifest(tmp_path / "out")["counts"]["steps"] == len(before.splitlines())
+    before = curve(tmp_path / "out")
+    moved = shutil.copytree(tmp_path / "out", tmp_path / "bigger disk" / "out")
+    elsewhere = shutil.copytree(inputs["collection"], tmp_path / "rows")
+    for file in ("checkpoints/checkpoint_00000006/__0_0.distcp", "packed/bins.parquet"):
+        (moved / file).write_bytes((moved / file).read_bytes()[:1000])
+    capsys.readouterr()
+    train(recipe_for(moved, epochs=2, num_workers=1, collection=str(elsewhere)), "resume")
+    shown = capsys.readouterr().out
+    assert "packed is damaged and is made again" in shown
+    assert "damaged checkpoint passed over: " in shown
+    assert "going on after step 4" in shown
+    assert curve(moved) == pytest.approx(before, rel=1e-4)
+    manifest = read_manifest(moved)
+    assert manifest["counts"]["steps"] == 6
+    assert manifest["counts"]["final_loss"] == curve(moved)[6]
     with pytest.raises(ConfigError, match="another recipe"):
-        train(recipe_for(tmp_path / "out", epochs=1), "resume")
-    (tmp_path / "out" / "manifest.json").unlink()
-    (tmp_path / "out" / "packed" / "inputs.json").write_text('{"collection": "other"}')
+        train(recipe_for(moved, epochs=1), "resume")
+    (moved / "manifest.json").unlink()
+    (moved / "packed" / "inputs.json").write_text('{"collection": "other"}')
     with pytest.raises(ConfigError, match="belongs to other data"):
-        train(recipe, "resume")
+        train(recipe_for(moved, epochs=2), "resume")
+
+
+def test_a_rate_that_spoils_the_weights_ends_the_run_at_once(recipe_for, tmp_path, monkeypatch):
+    """Two workers agree on it, and nothing is tried again."""
+    starts = []
+    start = launch_module._start_workers
+    monkeypatch.setattr(launch_module, "_start_workers", lambda *given: starts.append(given) or start(*given))
+    with pytest.raises(TrainingError, match=r"^step 2: the (loss|gradient norm) is not finite"):
+        train(recipe_for(tmp_path / "out", learning_rate=1e30, warmup_steps=0), "fail")
+    assert len(starts) == 1
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert not (tmp_path / "out" / "model").exists()
+
+
+def test_what_can_be_refused_is_refused_before_ray_and_the_folder(recipe_for, inputs, tmp_path, monkeypatch):
+    def never(*arguments, **keywords):
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr(run_module, "ray_cluster", never)
+    lists = pa.table({"system": ["s"], "prompt": [["turn 1", "turn 2"]], "output": ["o"]})
+    pq.write_table(lists, tmp_path / "lists.parquet")
+    for changes, error, said in (
+        ({"collection": str(tmp_path / "lists.parquet")}, DataError, "row 1: prompt is a list, expected text"),
+        ({"collection": str(tmp_path / "none")}, DataError, "no such file or folder"),
+        ({"base_model": str(tmp_path / "none")}, CheckpointError, "no such folder"),
+        ({"base_model": inputs["collection"]}, CheckpointError, "base model"),
+        ({"max_length": 4096}, CheckpointError, "512 positions"),
+    ):
+        with pytest.raises(error, match=said):
+            train(recipe_for(tmp_path / "out", **changes), "fail")
+        assert not (tmp_path / "out").exists()

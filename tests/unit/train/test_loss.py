@@ -13,9 +13,9 @@ from janus_ray.train.attention import IMPLEMENTATION, register
 from janus_ray.train.bins import PackedBins, micro_batch
 from janus_ray.train.families import load_config
 from janus_ray.train.loop import backward, summed_loss
-from janus_ray.train.prepare import _packed_table, audit_masks, usable_rows
+from janus_ray.train.prepare import _packed_table, audit_masks
 from janus_ray.train.recipe import TrainRecipe
-from tests.tiny import texts, write_collection, write_model
+from tests.tiny import texts, write_model
 
 
 @pytest.fixture(scope="module")
@@ -126,22 +126,6 @@ def test_the_mask_audit_shows_one_example_and_refuses_wrong_ones(packed, encoder
         rows[0][column] = damage(rows[0][column])
         with pytest.raises(DataError, match="mask audit"):
             audit_masks(pa.Table.from_pylist(rows, schema=packed.schema), encoder)
-
-
-def test_the_collection_needs_its_columns_and_a_usable_row(tmp_path):
-    write_collection(tmp_path, 3)
-    assert len(usable_rows(str(tmp_path))) == 3
-    statuses = pa.Table.from_pylist([{**row, "status": "error"} for row in texts(2)])
-    from janus_ray.store.tables import write_parquet
-
-    write_parquet(tmp_path / "failed.parquet", statuses)
-    with pytest.raises(DataError, match="no row with a response"):
-        usable_rows(str(tmp_path / "failed.parquet"))
-    write_parquet(tmp_path / "wrong.parquet", pa.table({"prompt": ["x"], "output": ["y"]}))
-    with pytest.raises(DataError, match="no column 'system'; it has: prompt, output"):
-        usable_rows(str(tmp_path / "wrong.parquet"))
-    with pytest.raises(DataError, match="no such file or folder"):
-        usable_rows(str(tmp_path / "none"))
 
 
 def test_a_base_model_that_cannot_be_trained_here_is_refused(base, tmp_path):
