@@ -86,7 +86,7 @@ def _packed_before(folder: OutputFolder, inputs: dict[str, str]) -> dict[str, An
 
 def _made_from_other_inputs(folder: Path) -> ConfigError:
     return ConfigError(
-        f"output folder {folder} belongs to other data, another base model or another chat template than there are now; "
+        f"output folder {folder} belongs to other data, another base model or template than there are now; "
         "choose another folder or --if-exists overwrite"
     )
 
