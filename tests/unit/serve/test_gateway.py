@@ -8,12 +8,15 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from janus_ray.config import validate
 from janus_ray.records import Preference
 from janus_ray.serve.gateway import Api, Item, Overloaded, Unavailable
 from janus_ray.serve.readiness import Readiness
 from janus_ray.serve.recipe import ServeRecipe
+from janus_ray.serve.requests import ChatBody
 from janus_ray.serve.verbalise import system_sha, verbalise
 
 USER = {"role": "user", "content": "Hello?"}
@@ -162,6 +165,40 @@ async def test_openai_parameters_and_the_four_extra_ones_pass(gateway):
     extra = {"top_k": 3, "min_p": 0.1, "repetition_penalty": 1.1, "ignore_eos": True}
     assert (await ask(gateway(echo), **passed, **extra, user="somebody")).status_code == 200
     assert echo.bodies == [{"model": "m", "messages": [USER], **passed, **extra}]
+
+
+_bodies = st.binary(max_size=40) | st.builds(
+    lambda fields, cut, swap: json.dumps({"model": "m", "messages": [USER], **fields}).encode()[cut:].replace(*swap),
+    st.dictionaries(
+        st.sampled_from(["model", "messages", "stream", "temperature", "stop", "janus", "seed", "x"]),
+        st.recursive(st.none() | st.booleans() | st.floats() | st.integers() | st.text(), st.lists, max_leaves=4),
+        max_size=3,
+    ),
+    st.sampled_from([0, 0, 0, 1, 9]),
+    st.sampled_from([(b"", b"", 0), (b'"m"', b"1e999"), (b"Hello", b"\xff"), (b":", b":["), (b"Hello", b"\\ud800")]),
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(raw=_bodies, content_type=st.none() | st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=20))
+def test_whatever_comes_in_a_refusal_or_an_answer_goes_out(gateway, raw, content_type):
+    echo = Echo()
+    headers = {} if content_type is None else {"content-type": content_type}
+
+    async def send() -> list[httpx.Response]:
+        client = gateway(echo)
+        return [
+            await client.post(path, content=raw, headers=headers)
+            for path in ("/v1/chat/completions", "/v1/janus/preview")
+        ]
+
+    chat, preview = asyncio.run(send())
+    for response in (chat, preview):
+        if response.status_code != 200:
+            assert 400 <= response.status_code < 500
+            refusal(response)
+    assert len(echo.bodies) == (chat.status_code == 200)
+    assert all(set(body) <= set(ChatBody.model_fields) | {"messages"} and "janus" not in body for body in echo.bodies)
 
 
 async def test_other_refusals_have_the_same_shape(gateway):
