@@ -17,13 +17,15 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from janus_ray.metrics import GATEWAY_REFUSED_EARLY
-from janus_ray.serve.refusals import overloaded
+from janus_ray.serve.refusals import ApiError, overloaded
 
 if TYPE_CHECKING:
     from starlette.middleware import Middleware
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 CHAT_PATH = "/v1/chat/completions"
+_PATHS = (CHAT_PATH, "/v1/models", "/health")
+_SERVES_ERRORS = (404, 500, 502, 503)
 # "requests/seconds": how many chat requests the gateway takes, and after how long those above may come back.
 ROOM_HEADER = b"x-janus-room"
 
@@ -49,24 +51,44 @@ class Admission:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes one request on, or refuses it."""
+        path = scope["path"] if scope["type"] == "http" else None
+        if path not in _PATHS:
+            await self._app(scope, receive, self._learning(send))
+        elif path != CHAT_PATH:
+            await self._passed_on(scope, receive, send)
+        elif self._room is not None and self._inside >= self._room:
+            self._count()
+            await self._refuse(send, overloaded())
+        else:
+            self._inside += 1
+            try:
+                await self._passed_on(scope, receive, send)
+            finally:
+                self._inside -= 1
 
+    def _learning(self, send: Send) -> Send:
         async def learning(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message = {**message, "headers": self._learnt(message.get("headers", []))}
             await send(message)
 
-        if scope["type"] != "http" or scope["path"] != CHAT_PATH:
-            await self._app(scope, receive, learning)
-            return
-        if self._room is not None and self._inside >= self._room:
-            self._count()
-            await self._refuse(send)
-            return
-        self._inside += 1
-        try:
-            await self._app(scope, receive, learning)
-        finally:
-            self._inside -= 1
+        return learning
+
+    async def _passed_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on. Where Serve answers in the place of a gateway that has died, its words are replaced."""
+        learning, of_serve = self._learning(send), False
+
+        async def ours(message: Message) -> None:
+            nonlocal of_serve
+            if message["type"] == "http.response.start" and message["status"] in _SERVES_ERRORS:
+                names = [name.lower() for name, _ in message.get("headers", [])]
+                of_serve = self._room is not None and ROOM_HEADER not in names
+            if not of_serve:
+                await learning(message)
+
+        await self._app(scope, receive, ours)
+        if of_serve:
+            await self._refuse(send, ApiError(503, "the gateway cannot be reached at the moment", code="unavailable"))
 
     def _learnt(self, headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         """The headers of an answer without ours, which is read."""
@@ -79,8 +101,7 @@ class Admission:
                 kept.append((name, value))
         return kept
 
-    async def _refuse(self, send: Send) -> None:
-        error = overloaded()
+    async def _refuse(self, send: Send, error: ApiError) -> None:
         body = json.dumps(error.body()).encode()
         headers = [
             (b"content-type", b"application/json"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import importlib
 import logging
 import os
@@ -10,7 +11,6 @@ import signal
 import socket
 import threading
 import time
-import urllib.error
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -178,7 +178,7 @@ def _healthy(url: str) -> bool:
     try:
         with open_directly(f"{url}/health", 5) as answer:
             return answer.status == 200
-    except (urllib.error.URLError, OSError):
+    except (OSError, http.client.HTTPException):
         return False
 
 

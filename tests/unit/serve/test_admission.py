@@ -25,8 +25,11 @@ def proxy():
         await finish.wait()
         return Response("answer", headers={"X-Janus-Room": "3/7", "X-Other": "kept"})
 
-    async def health(_: Request) -> Response:
-        return Response("up", headers={"X-Janus-Room": "3/7"})
+    async def health(request: Request) -> Response:
+        if status := request.query_params.get("serve"):
+            return Response("Internal: ray.exceptions.ActorDiedError", int(status))
+        status = int(request.query_params.get("gateway", 200))
+        return Response("up", status, headers={"X-Janus-Room": "3/7"})
 
     routes = [Route(CHAT_PATH, chat, methods=["POST"]), Route("/health", health)]
     app = Admission(Starlette(routes=routes), count=lambda: counted.append(1))
@@ -81,3 +84,13 @@ async def test_nothing_is_refused_before_the_room_is_known_nor_on_other_paths(pr
     assert (await proxy.get("/elsewhere")).status_code == 404
     proxy.finish.set()
     assert [(await answer).status_code for answer in held] == [200] * 3
+
+
+async def test_serves_own_words_are_replaced_once_the_gateway_has_spoken(proxy):
+    assert (await proxy.get("/health?serve=404")).status_code == 404
+    assert (await proxy.get("/health?gateway=503")).text == "up"
+    for status in (404, 500, 503):
+        lost = await proxy.get(f"/health?serve={status}")
+        assert lost.status_code == 503 and lost.headers["retry-after"] == "7"
+        assert lost.json()["error"]["code"] == "unavailable" and "ray" not in lost.text
+        assert (await proxy.get(f"/health?gateway={status}")).status_code == status

@@ -5,8 +5,9 @@ import pytest
 
 from janus_ray.config import validate
 from janus_ray.errors import CheckpointError, ConfigError
-from janus_ray.serve.launch import cause, check_before_start, engine_cause
+from janus_ray.serve.launch import _healthy, cause, check_before_start, engine_cause
 from janus_ray.serve.recipe import ServeRecipe
+from tests.loopback import Reply, loopback
 
 
 def recipe(path, **fields) -> ServeRecipe:
@@ -34,6 +35,18 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({}))
     with pytest.raises(CheckpointError, match=r"no janus_template\.json"):
         check_before_start(recipe(tmp_path, port=free_port()))
+
+
+def test_a_server_on_this_machine_is_asked_without_the_proxy(monkeypatch):
+    with loopback(lambda *_: Reply()) as endpoint, socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{closed.getsockname()[1]}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        assert _healthy(f"{endpoint.url}/models?")
+        # There is no /health, but an answer.
+        assert not _healthy(endpoint.url)
 
 
 def test_the_cause_is_the_last_exception_with_all_it_says():
