@@ -14,7 +14,7 @@ import os
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 from ray.llm._internal.common.callbacks.base import CallbackBase
@@ -89,7 +89,14 @@ class ChatServer(LLMServer):
         loading: Any = self._llm_config.model_loading_config
         check_model_folder(loading.model_source)
         hashing = asyncio.ensure_future(asyncio.to_thread(weights_id, loading.model_source))
-        await super().start()
+        try:
+            await super().start()
+        # Broad, because this is the process boundary: Serve's controller would import the engine to read its exception.
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] in ("builtins", "janus_ray", "ray"):
+                raise
+            _log.exception("the engine did not start")
+            raise RuntimeError(f"{type(error).__name__}: {error}") from None
         messages = conversation("Values that nobody has.", "Warm-up.")
         body = {"model": self._llm_config.model_id, "messages": messages, "max_tokens": 8, "ignore_eos": True}
         async for item in self.chat_json({**body, "temperature": 0.5, "top_p": 0.9, "seed": 0}):
@@ -144,7 +151,8 @@ class ChatServer(LLMServer):
             if not finished:
                 # A request that ends while it is being handed to the engine stays in the engine's list for ever.
                 engine: Any = self.engine
-                await engine._engine_client.abort(f"chatcmpl-{request.request_id}")
+                with suppress(EngineDeadError):
+                    await engine._engine_client.abort(f"chatcmpl-{request.request_id}")
 
     async def _paced(self, items: AsyncIterator[Item]) -> AsyncGenerator[Item]:
         """Joins events that follow closely, the more the more streams there are.
