@@ -43,6 +43,8 @@ def in_our_words(message: str, param: str | None = None) -> tuple[str, str | Non
     if _NO_TOKENS.search(message) and "logit_bias" in message:
         size = re.search(r"[Vv]ocab\w* size:? (\d+)", message)
         return f"logit_bias: a token id is not in the vocabulary{f' of {size[1]}' if size else ''}", "logit_bias"
+    if "greedy sampling" in message:
+        return "n: at temperature 0 all answers are the same; ask for 1", "n"
     if param is None and _GRAMMAR.search(message):
         return f"response_format: this schema cannot be followed: {line}", "response_format"
     return (f"{param}: {line}" if param and param not in line else line), param

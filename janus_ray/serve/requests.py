@@ -50,8 +50,6 @@ _UNSUPPORTED: dict[str, Any] = {
 _MAX_TOKEN_ID_DIGITS = 9
 _MAX_LOGIT_BIAS = 1024
 _INT64 = 2**63
-# Below this the engine takes the most likely token, and refuses to do so n times.
-_GREEDY = 1e-5
 
 # What a refusal says of a field beside what was wrong with it.
 _ALLOWED = {
@@ -307,8 +305,6 @@ def _check_pairs(chat: ChatBody) -> None:
         raise wrong_field("stream_options", "applies only with stream: true", "needs_stream")
     if chat.top_logprobs and not chat.logprobs:
         raise wrong_field("top_logprobs", "applies only with logprobs: true", "needs_logprobs")
-    if (chat.n or 1) > 1 and chat.temperature is not None and chat.temperature < _GREEDY:
-        raise wrong_field("n", "at temperature 0 all answers are the same; ask for 1", "needs_temperature")
     most, older = chat.max_completion_tokens, chat.max_tokens
     if most is not None and older is not None and most != older:
         raise wrong_field("max_tokens", "differs from max_completion_tokens; give one of them", "both")

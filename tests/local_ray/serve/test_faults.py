@@ -34,6 +34,7 @@ ENGINE_REFUSES = [
     ({"response_format": schema({"type": "string", "pattern": "("})}, "response_format"),
     ({"messages": [{"role": "user", "content": "value " * 2000}]}, "messages"),
     ({"messages": [{"role": "user", "content": "value " * 300}], "max_tokens": 800}, "messages"),
+    ({"n": 2, "temperature": 0}, "n"),
 ]
 
 

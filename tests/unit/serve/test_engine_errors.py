@@ -59,7 +59,12 @@ def test_a_prompt_that_is_too_long_is_told_how_long_it_is_and_what_is_allowed(sa
             "Input should be less than 5",
             None,
         ),
-        ("n must be 1 when using greedy sampling, got 4.", "n", "n must be 1 when using greedy sampling, got 4.", "n"),
+        (
+            "n must be 1 when using greedy sampling, got 4.",
+            None,
+            "n: at temperature 0 all answers are the same; ask for 1",
+            "n",
+        ),
         ("ValueError: no\nTraceback", "stop", "stop: no", "stop"),
         ("", None, "the request was refused", None),
     ],

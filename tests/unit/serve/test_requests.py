@@ -175,7 +175,6 @@ def test_the_ends_of_the_ranges_are_taken():
         ({"response_format": "json"}, "response_format"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens"),
         ({"max_tokens": 501}, "max_tokens"),
-        ({"n": 2, "temperature": 0}, "n"),
         ({"model": None}, "model"),
         ({"model": 5}, "model"),
         ({"messages": None}, "messages"),
