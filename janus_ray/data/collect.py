@@ -40,7 +40,8 @@ _BATCH_ROWS = 16
 # Ray Data hands an actor call at most four batches at a time, so one call admits a whole block.
 _ADMITTED_PER_REQUEST_SLOT = 4
 
-_ANNOTATED = COLLECTION.append(pa.field("sent", pa.int64()))
+# Beside each row: the requests made for it just now, and what the client would have a person know.
+_ANNOTATED = COLLECTION.append(pa.field("sent", pa.int64())).append(pa.field("notices", pa.list_(pa.string())))
 
 
 class AnnotateInstructions:
@@ -63,8 +64,10 @@ class AnnotateInstructions:
             client = ChatClient(self._teacher, self._ledger, max_concurrency=self._max_concurrency)
             self._annotator = Annotator(client, self._recipe)
         finished = await asyncio.gather(*(self._rows(self._annotator, row) for row in batch.to_pylist()))
+        rows = [row for rows in finished for row in rows]
+        rows[0]["notices"] = self._annotator.client.take_notices()
         # The explicit schema keeps a column that is empty in this batch from losing its type.
-        yield pa.Table.from_pylist([row for rows in finished for row in rows], schema=_ANNOTATED)
+        yield pa.Table.from_pylist(rows, schema=_ANNOTATED)
 
     async def _rows(self, annotator: Annotator, row: dict[str, str]) -> list[dict[str, Any]]:
         async with self._at_work:
@@ -95,7 +98,7 @@ def collect(recipe: CollectRecipe, teacher: Endpoint, if_exists: IfExists) -> di
             print(f"{folder.path}: already finished, {manifest['counts']['rows_ok']} rows; 0 requests sent")
             return manifest
         print(f"{folder.path}: trying {manifest['counts']['rows_failed']} failed rows again")
-    check_endpoint(teacher, "teacher")
+    teacher = teacher.reached(weights_id=check_endpoint(teacher, "teacher"))
     print(f"collect: {len(instructions)} instructions x {recipe.num_sets} preference sets from {teacher.model}")
     with ray_cluster(recipe.ray, recipe.client_actors + 1, f"collect with {recipe.client_actors} client actors"):
         folder.begin()
@@ -159,6 +162,7 @@ def _write_rows(
     counts: Counter[str] = Counter()
     failures: Counter[str] = Counter()
     files = 0
+    said: set[str] = set()
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         assert isinstance(batch, pa.Table)
         counts["requests_sent"] += sum(batch["sent"].to_pylist())
@@ -168,7 +172,11 @@ def _write_rows(
         counts["rows_ok"] += statuses.count("ok")
         counts["rows_failed"] += statuses.count("error")
         failures.update(kind for kind in batch["error_kind"].to_pylist() if kind)
-        pending.append(batch.drop_columns(["sent"]))
+        # Each client process finds the same out for itself.
+        for notice in {line for lines in batch["notices"].to_pylist() for line in lines or ()} - said:
+            print(notice, flush=True)
+            said.add(notice)
+        pending.append(batch.drop_columns(["sent", "notices"]))
         done = counts["rows_ok"] + counts["rows_failed"]
         for table in _full_files(pending, recipe.rows_per_file, last=done == len(instructions) * recipe.num_sets):
             write_parquet(folder / f"part-{files:05d}.parquet", table)

@@ -32,6 +32,10 @@ class EndpointClient:
         """The outcomes of some requests, in their order."""
         return list(await asyncio.gather(*(self._client.complete(request) for request in requests)))
 
+    def notices(self) -> list[str]:
+        """What the client would have a person know."""
+        return self._client.take_notices()
+
 
 def complete_all(
     requests: Sequence[LLMRequest], endpoint: Endpoint, ledger: Path, num_actors: int, label: str
@@ -69,6 +73,8 @@ def complete_all(
             free.append(actor)
         failed = sum(outcome.status == "error" for outcome in outcomes.values())
         progress.update(len(outcomes), f"{failed} failed" if failed else "")
+    for notice in sorted({line for actor in actors for line in ray.get(actor.notices.remote())}):
+        print(notice, flush=True)
     for actor in actors:
         ray.kill(actor)
     sent = sum(outcome.sent for outcome in outcomes.values())

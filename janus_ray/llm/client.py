@@ -141,8 +141,9 @@ class ChatClient:
         self._pacer = Pacer(self._retry)
         self._breaker = Breaker(self._retry, endpoint.give_up_after_s)
         self._format = self._format_told = 0
-        self.notices: list[str] = []
-        """What a person should hear once, one line each; whoever shows it may take it from here."""
+        self._notices: list[str] = []
+        if ledger is not None and ledger.skipped:
+            self._notice(f"ledger: {ledger.skipped} unreadable lines are skipped; what they held is asked for again")
 
     async def complete(self, request: LLMRequest) -> Completion:
         """The outcome of a request: from the ledger when it is known, otherwise from the endpoint.
@@ -159,6 +160,11 @@ class ChatClient:
         if self._ledger is not None:
             self._ledger.record(key, completion)
         return completion
+
+    def take_notices(self) -> list[str]:
+        """What a person should hear, one line each, since this was last asked; a Ray worker's own output is not seen."""
+        taken, self._notices = self._notices, []
+        return taken
 
     async def close(self) -> None:
         """Closes the connection pool."""
@@ -255,7 +261,7 @@ class ChatClient:
         self._notice(f"{self._endpoint.model}: {self._endpoint.url} refuses response_format {refused}; {instead}")
 
     def _notice(self, line: str) -> None:
-        self.notices.append(line)
+        self._notices.append(line)
         print(line, flush=True)
 
 

@@ -103,6 +103,101 @@ async def test_a_request_may_keep_its_truncated_answer():
     assert (outcome.status, outcome.text, outcome.finish_reason) == ("ok", "part", "length")
 
 
+@pytest.mark.parametrize("keep_truncated", [False, True])
+@pytest.mark.parametrize(
+    "cut",
+    [
+        {"content": None},
+        {"content": "", "reasoning_content": "so far"},
+        {"content": "<think>so far"},
+        {"content": "<think>all of it</think> "},
+    ],
+)
+async def test_an_answer_that_thoughts_took_the_room_of_is_asked_for_with_more(cut, keep_truncated):
+    def answer(n, body):
+        enough = body["max_tokens"] >= 100
+        choice = {"finish_reason": "stop", "message": {"content": "<think>long</think>done"}}
+        return chat_reply("", choices=[choice if enough else {"finish_reason": "length", "message": cut}])
+
+    request = ask("hi", sampling=Sampling(max_tokens=10), keep_truncated=keep_truncated)
+    with loopback(answer) as server:
+        outcome = await complete(server, request)
+        assert (outcome.status, outcome.text, outcome.sent) == ("ok", "done", 3)
+        assert [body["max_tokens"] for body in server.requests] == [10, 40, 160]
+        never = await complete(server, ask("hi", sampling=Sampling(max_tokens=1), keep_truncated=keep_truncated))
+    assert (never.status, never.error_kind, never.text, never.sent) == ("error", "truncated", "", 3)
+    assert never.error_message.endswith("; asked with 16 tokens of room")
+    assert never.usage.completion_tokens == 6
+
+
+async def test_more_room_than_the_endpoint_has_leaves_the_reason_of_the_cut():
+    def answer(n, body):
+        too_much = Reply({"error": {"message": "max_tokens is too large"}}, 400)
+        return chat_reply("", "length") if body["max_tokens"] == 10 else too_much
+
+    with loopback(answer) as server:
+        outcome = await complete(server, ask("hi", sampling=Sampling(max_tokens=10), keep_truncated=True))
+    assert outcome.error_kind == "truncated"
+    assert outcome.error_message == (
+        "the answer was cut at max_tokens, before any text; asked with 40 tokens of room: "
+        "HTTP 400: max_tokens is too large"
+    )
+
+
+async def test_where_no_limit_was_asked_for_the_room_that_was_used_is_the_measure():
+    cut = chat_reply("part", "length", usage={"prompt_tokens": 1, "completion_tokens": 50})
+    with loopback(lambda n, body: chat_reply("whole") if body.get("max_tokens") == 100 else cut) as server:
+        assert (await complete(server, ask("hi"))).text == "whole"
+        # An endpoint that takes no limit cannot be given more room.
+        assert (await complete(server, ask("hi"), omit=["max_tokens"])).error_kind == "truncated"
+    assert [body.get("max_tokens") for body in server.requests] == [None, 100, None]
+
+
+async def test_parameters_are_left_out_and_named_as_the_endpoint_wants_them():
+    request = ask("hi", sampling=Sampling(0.5, 0.9, 7, 1.03), seed=3)
+    every = ["temperature", "top_p", "max_tokens", "seed", "repetition_penalty"]
+    with loopback(lambda n, body: chat_reply("hello")) as server:
+        await complete(server, request, omit=every)
+        await complete(server, request, max_tokens_field="max_completion_tokens", omit=["seed"])
+    base = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+    rest = {"temperature": 0.5, "top_p": 0.9, "max_completion_tokens": 7, "repetition_penalty": 1.03}
+    assert server.requests == [base, base | rest]
+
+
+async def test_half_a_surrogate_pair_is_replaced_wherever_it_stands_and_the_row_goes_on(tmp_path):
+    """In the request's message, in an answer and in an error text; the ledger holds the outcome."""
+    bodies = [
+        '{"choices": [{"finish_reason": "stop", "message": {"content": "ok \\ud83d"}}]}',
+        '{"choices": [{"finish_reason": "stop", "message": {"content": null, "refusal": "no \\ud83d"}}]}',
+        '{"error": {"message": "bad \\ud83d", "code": "\\ud83d"}}',
+    ]
+    with loopback(lambda n, body: Reply(bodies[n], 200 if n < 2 else 400)) as server:
+        outcomes = [await complete(server, ask(f"half \ud83d {n}"), Ledger(tmp_path)) for n in range(3)]
+        again = await complete(server, ask("half \ud83d 0"), Ledger(tmp_path))
+    assert [body["messages"][0]["content"] for body in server.requests] == [f"half \ufffd {n}" for n in range(3)]
+    assert outcomes[0].text == "ok \ufffd"
+    assert [outcome.error_message for outcome in outcomes[1:]] == ["no \ufffd", "HTTP 400: bad \ufffd"]
+    assert (again.text, again.sent) == ("ok \ufffd", 0)
+
+
+async def test_a_filtered_prompt_is_not_asked_again_by_a_later_run(tmp_path):
+    body = {"error": {"message": "filtered", "code": "content_filter", "status": 400}}
+    with loopback(lambda n, _: Reply(body, 400)) as server:
+        for sent in (1, 0):
+            outcome = await complete(server, ask("hi"), Ledger(tmp_path))
+            assert (outcome.error_kind, outcome.error_message, outcome.sent) == (
+                "content_filter",
+                "HTTP 400: filtered",
+                sent,
+            )
+
+
+async def test_words_of_a_provider_cannot_steer_the_terminal():
+    with loopback(lambda n, _: Reply({"error": {"message": "a\x1b[2Jb\x00\r\nc\u202e"}}, 400)) as server:
+        outcome = await complete(server, ask("hi"))
+    assert outcome.error_message == "HTTP 400: a [2Jb c"
+
+
 async def test_a_429_waits_as_told_costs_no_attempt_and_holds_the_others_back():
     arrivals = []
 
@@ -245,6 +340,8 @@ def test_the_content_key_changes_with_everything_that_changes_the_answer():
     ]
     keys = {request.key("m", "u") for request in [base, *variants]}
     keys |= {base.key("m2", "u"), base.key("m", "u2")}
+    assert ask("hi", sampling=Sampling(0.5)).without(["temperature"]).key("m", "u") == base.key("m", "u")
+    assert ask("hi", seed=3).without(["seed"]).key("m", "u") == base.key("m", "u")
     assert len(keys) == len(variants) + 3
     assert base.key("m", "u") == ask("hi").key("m", "u")
     json.dumps(sorted(keys))
