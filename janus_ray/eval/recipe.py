@@ -33,8 +33,9 @@ class GenerationSampling(Recipe):
     """Nucleus mass (paper: 0.9)."""
     max_tokens: int = Field(default=1024, ge=1)
     """Longest response, in tokens (paper: 1024). A response cut there is judged as it is and counted."""
-    repetition_penalty: float | None = Field(default=1.03, ge=0.01, le=10)
-    """Penalty for repeated tokens (paper: 1.03); unset it for an endpoint that does not know it."""
+    repetition_penalty: float = Field(default=1.03, ge=0.01, le=10)
+    """Penalty for repeated tokens (paper: 1.03; 1 is none). For an endpoint that does not know it, name it in
+    policy.omit."""
 
 
 class JudgeSampling(Recipe):

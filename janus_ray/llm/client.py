@@ -162,7 +162,7 @@ class ChatClient:
         return completion
 
     def take_notices(self) -> list[str]:
-        """What a person should hear, one line each, since this was last asked; a Ray worker's own output is not seen."""
+        """What a person should hear, one line each, since this was last asked: nobody sees a Ray worker's output."""
         taken, self._notices = self._notices, []
         return taken
 

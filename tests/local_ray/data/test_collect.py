@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,9 @@ import pytest
 from janus_ray.data.collect import collect
 from janus_ray.data.recipe import CollectRecipe
 from janus_ray.errors import GenerationError
+from janus_ray.job import _our_error
 from janus_ray.llm.ledger import count_finished
+from janus_ray.miniature import teacher as miniature_teacher
 from janus_ray.miniature.server import TEACHER, started
 from janus_ray.miniature.world import instructions
 from janus_ray.records import COLLECTION
@@ -127,6 +130,39 @@ def test_a_collection_without_one_good_row_is_an_error(tmp_path, in_the_shared_c
         assert not (tmp_path / "out" / "manifest.json").exists()
         broken["now"] = False
         assert collect(recipe, recipe.teacher, "resume")["counts"]["rows_ok"] == 9
+
+
+def test_a_ledger_that_cannot_be_written_ends_the_job_in_one_line_and_a_resume_finishes_it(
+    tmp_path, in_the_shared_cluster, capsys
+):
+    """The endpoint takes no response_format: found once by each client process, said once by the job."""
+    state = {"down": True}
+
+    def answer(n, body):
+        if state["down"]:
+            return Reply({"error": {"message": "not yet"}}, 403)
+        if "response_format" in body:
+            return Reply({"error": {"message": "unknown parameter", "param": "response_format"}}, 400)
+        return chat_reply(miniature_teacher.answer(body["messages"], body["seed"]))
+
+    with loopback(answer, models=(TEACHER,)) as server:
+        recipe = recipe_for(tmp_path, 3, teacher={"base_url": server.url})
+        with pytest.raises(GenerationError, match="not yet"):
+            collect(recipe, recipe.teacher, "fail")
+        state["down"] = False
+        ledger = tmp_path / "out" / "ledger"
+        shutil.rmtree(ledger)
+        ledger.write_text("in the way")
+        with pytest.raises(Exception, match="cannot be recorded") as raised:
+            collect(recipe, recipe.teacher, "resume")
+        ours = _our_error(raised.value)
+        assert str(ours).endswith("run again with --if-exists resume: what was recorded is not asked for again")
+        ledger.unlink()
+        capsys.readouterr()
+        assert collect(recipe, recipe.teacher, "resume")["counts"]["rows_ok"] == 9
+    said = [line for line in capsys.readouterr().out.splitlines() if "response_format" in line]
+    assert len(said) == 1
+    assert "refuses response_format json_schema and json_object" in said[0]
 
 
 def test_a_job_killed_half_way_and_resumed_ends_with_the_same_rows(tmp_path, in_the_shared_cluster):

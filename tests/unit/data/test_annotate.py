@@ -37,8 +37,8 @@ def teacher(fail_stage=None, fail_if=lambda body: True):
     return answer
 
 
-async def annotate(server):
-    endpoint = Endpoint(base_url=server.url, model="m")
+async def annotate(server, **fields):
+    endpoint = Endpoint(base_url=server.url, model="m", **fields)
     recipe = CollectRecipe.model_validate(
         {"sources": [{"path": "x"}], "output_dir": "y", "teacher": endpoint.model_dump()}
     )
@@ -81,6 +81,62 @@ async def test_a_failed_response_keeps_what_was_obtained_before_it():
     assert rows[1]["system"].startswith("S: style 1.")
     assert len(rows[1]["preference_set"]) == 4
     assert rows[1]["error_message"] == "HTTP 400: no"
+
+
+THOUGHTS = "<think>secret: she likes cats</think>"
+
+
+async def test_thoughts_reach_neither_system_nor_output():
+    plain = teacher()
+
+    def thinking(n, body):
+        reply = plain(n, body)
+        message = reply.body["choices"][0]["message"]
+        if n % 2:
+            message["reasoning_content"] = THOUGHTS
+        else:
+            message["content"] = f"{THOUGHTS}\n{message['content']}"
+        return reply
+
+    with loopback(thinking) as server:
+        rows = await annotate(server)
+    assert len(server.requests) == 7
+    for index, row in enumerate(rows):
+        assert row["status"] == "ok"
+        assert row["system"] == "S: " + " ".join(f"{dimension} {index}." for dimension in DIMENSIONS)
+        assert row["output"] == f"R[{row['system']}]"
+        assert "secret" not in json.dumps(server.requests) + json.dumps(row)
+
+
+@pytest.mark.parametrize(
+    ("finish_reason", "message", "kind"),
+    [
+        ("length", {"content": "half an ans"}, "truncated"),
+        ("length", {"content": None, "reasoning": "hm"}, "truncated"),
+        (None, {"content": "half an ans"}, "unfinished"),
+        ("tool_calls", {"content": "Let me look", "tool_calls": [{"id": "1"}]}, "unfinished"),
+        ("error", {"content": "half an ans"}, "server"),
+        ("abort", {"content": "half an ans"}, "server"),
+        ("stop", {"content": "<think>half a thought"}, "unfinished"),
+        ("content_filter", {"content": "half an ans"}, "content_filter"),
+    ],
+)
+async def test_what_is_no_finished_response_is_a_failed_row_with_its_reason(finish_reason, message, kind):
+    plain = teacher()
+
+    def answer(n, body):
+        is_response = "response_format" not in body and body["messages"][0]["role"] == "system"
+        choice = {"finish_reason": finish_reason, "message": message}
+        return chat_reply("", choices=[choice]) if is_response else plain(n, body)
+
+    with loopback(answer) as server:
+        rows = await annotate(server, max_attempts=1)
+    for row in rows:
+        assert (row["status"], row["error_kind"], row["output"]) == ("error", kind, "")
+        assert row["error_message"]
+        assert row["system"].startswith("S: ")
+    # The attempts of all three stages, those for more room too.
+    assert sum(row["attempts"] for row in rows) == sum(row["sent"] for row in rows) == len(server.requests)
 
 
 def test_the_answer_type_demands_three_people_who_differ():

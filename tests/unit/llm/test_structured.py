@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict
 
 from janus_ray.llm.client import ChatClient
@@ -107,6 +109,20 @@ async def test_good_json_is_read_whatever_stands_around_it_and_no_reask_is_paid(
 def test_what_could_be_misread_is_not_read(text, problem):
     with pytest.raises(Unfit, match=problem):
         read_structured(text, Answer)
+
+
+@given(
+    st.lists(st.sampled_from([*FORMS, "{", "}", '"', "\\", "<think>", "4", "[", '{"number": 5}']) | st.text(max_size=5))
+)
+@settings(deadline=None)
+def test_any_text_is_read_or_refused(parts):
+    text = "".join(parts)
+    try:
+        answer = read_structured(text, Answer)
+    except Unfit as refused:
+        assert str(refused)
+    else:
+        assert str(answer.number) in text
 
 
 def test_half_a_surrogate_escaped_inside_the_json_is_replaced():
