@@ -22,7 +22,7 @@ from janus_ray.config import IfExists
 from janus_ray.data.annotate import Annotator
 from janus_ray.data.recipe import CollectRecipe
 from janus_ray.data.sources import read_instructions
-from janus_ray.errors import GenerationError
+from janus_ray.errors import DataError, GenerationError
 from janus_ray.llm.check import check_endpoint
 from janus_ray.llm.client import ChatClient
 from janus_ray.llm.endpoint import Endpoint, ReachedEndpoint
@@ -40,18 +40,20 @@ _BATCH_ROWS = 16
 # Ray Data hands an actor call at most four batches at a time, so one call admits a whole block.
 _ADMITTED_PER_REQUEST_SLOT = 4
 
-# Beside each row: the requests made for it just now, and what the client would have a person know.
-_ANNOTATED = COLLECTION.append(pa.field("sent", pa.int64())).append(pa.field("notices", pa.list_(pa.string())))
+# Beside each row: the requests made for it just now; beside the first of a batch, what a person should know, and what
+# ends the job (Ray Data does not let an exception through as what it is).
+_BESIDE = [("sent", pa.int64()), ("notices", pa.list_(pa.string())), ("fatal", pa.string())]
+_ANNOTATED = pa.schema([*COLLECTION, *(pa.field(name, kind) for name, kind in _BESIDE)])
 
 
 class AnnotateInstructions:
     """The Ray Data actor around an `Annotator`: batches of instructions in, rows of the collection out."""
 
     def __init__(self, recipe: dict[str, Any], teacher: dict[str, Any], ledger: str, max_concurrency: int) -> None:
-        """Opens the ledger; the client is made inside the event loop, with the first batch."""
+        """Keeps what is needed; ledger and client are opened inside the event loop, with the first batch."""
         self._recipe = CollectRecipe.model_validate(recipe)
         self._teacher = ReachedEndpoint.model_validate(teacher)
-        self._ledger = Ledger(ledger)
+        self._ledger = ledger
         self._max_concurrency = max_concurrency
         self._annotator: Annotator | None = None
         # As many instructions at work as requests may be in flight: each always has one to send, and rows are
@@ -60,12 +62,15 @@ class AnnotateInstructions:
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
         """Annotates a batch of instructions and yields their rows."""
-        if self._annotator is None:
-            client = ChatClient(self._teacher, self._ledger, max_concurrency=self._max_concurrency)
-            self._annotator = Annotator(client, self._recipe)
-        finished = await asyncio.gather(*(self._rows(self._annotator, row) for row in batch.to_pylist()))
-        rows = [row for rows in finished for row in rows]
-        rows[0]["notices"] = self._annotator.client.take_notices()
+        try:
+            if self._annotator is None:
+                client = ChatClient(self._teacher, Ledger(self._ledger), max_concurrency=self._max_concurrency)
+                self._annotator = Annotator(client, self._recipe)
+            finished = await asyncio.gather(*(self._rows(self._annotator, row) for row in batch.to_pylist()))
+            rows = [row for rows in finished for row in rows]
+            rows[0]["notices"] = self._annotator.client.take_notices()
+        except DataError as error:
+            rows = [{"fatal": str(error)}]
         # The explicit schema keeps a column that is empty in this batch from losing its type.
         yield pa.Table.from_pylist(rows, schema=_ANNOTATED)
 
@@ -165,6 +170,8 @@ def _write_rows(
     said: set[str] = set()
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         assert isinstance(batch, pa.Table)
+        if fatal := next(filter(None, batch["fatal"].to_pylist()), None):
+            raise DataError(fatal)
         counts["requests_sent"] += sum(batch["sent"].to_pylist())
         for name in ("attempts", "prompt_tokens", "completion_tokens"):
             counts[name] += sum(batch[name].to_pylist())
@@ -176,7 +183,7 @@ def _write_rows(
         for notice in {line for lines in batch["notices"].to_pylist() for line in lines or ()} - said:
             print(notice, flush=True)
             said.add(notice)
-        pending.append(batch.drop_columns(["sent", "notices"]))
+        pending.append(batch.drop_columns([name for name, _ in _BESIDE]))
         done = counts["rows_ok"] + counts["rows_failed"]
         for table in _full_files(pending, recipe.rows_per_file, last=done == len(instructions) * recipe.num_sets):
             write_parquet(folder / f"part-{files:05d}.parquet", table)

@@ -68,6 +68,7 @@ class Ledger:
             else:
                 self._keep(*record)
         self._file: int | None = None
+        self._failed: DataError | None = None
         self._path = self._folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.jsonl"
 
     def __len__(self) -> int:
@@ -75,8 +76,14 @@ class Ledger:
         return sum(completion.status == "ok" for completion in self._done.values())
 
     def get(self, key: str) -> Completion | None:
-        """The outcome recorded for a key, if it needs no further request."""
+        """The outcome recorded for a key, if it needs no further request.
+
+        Raises:
+            DataError: a record could not be written: nothing more should be paid for.
+        """
         found = self._done.get(key)
+        if found is None and self._failed:
+            raise self._failed
         return found.from_ledger() if found else None
 
     def record(self, key: str, completion: Completion) -> None:
@@ -92,10 +99,11 @@ class Ledger:
                 self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
             _append(self._file, line)
         except OSError as error:
-            raise DataError(
+            self._failed = DataError(
                 f"{self._path}: an answer cannot be recorded: {error.strerror}; make room there, then run again with "
                 "--if-exists resume: what was recorded is not asked for again"
-            ) from None
+            )
+            raise self._failed from None
         self._keep(key, completion)
 
     def _keep(self, key: str, completion: Completion) -> None:

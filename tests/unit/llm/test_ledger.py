@@ -89,7 +89,10 @@ def test_a_full_disk_is_one_line_and_leaves_no_torn_record(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "\n" not in str(error.value)
-    assert ledger.get("second") is None
+    # What was recorded is still told; for what was not, nothing more is paid.
+    assert ledger.get("first") == GOOD.from_ledger()
+    with pytest.raises(DataError, match="cannot be recorded"):
+        ledger.get("second")
     ledger.record("third", GOOD)
     again = Ledger(tmp_path)
     assert (len(again), again.skipped, again.get("second")) == (2, 0, None)
