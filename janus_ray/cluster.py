@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
+import signal
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any
 
 from janus_ray.config import RayConfig
 from janus_ray.env import PROXY_DEFAULTS, QUIET_DEFAULTS, log_level, ray_address, set_quiet_defaults
 from janus_ray.errors import ConfigError
 
 _GIB = 1024**3
+_REASON_CHARACTERS = 300
 
 
 @contextmanager
@@ -31,30 +35,82 @@ def ray_cluster(config: RayConfig, needed_cpus: float, purpose: str, *, needed_g
         ConfigError: the cluster is unreachable, or smaller than the plan. Ray itself would wait for ever.
     """
     set_quiet_defaults()
+    if config.logical_cpus and not ray_address():
+        _check_fits({"CPU": config.logical_cpus, "GPU": math.inf}, needed_cpus, needed_gpus, purpose)
     import ray
 
-    address = ray_address()
     try:
-        if address:
-            ray.init(address=address, log_to_driver=_verbose(), logging_level=_ray_level(), runtime_env=_runtime_env())
-        else:
-            store_bytes = int(config.object_store_gib * _GIB) if config.object_store_gib else None
-            ray.init(
-                address="local",
-                num_cpus=config.logical_cpus,
-                object_store_memory=store_bytes,
-                include_dashboard=config.dashboard,
-                log_to_driver=_verbose(),
-                logging_level=_ray_level(),
-                runtime_env=_runtime_env(),
-            )
-    except ConnectionError as error:
-        raise ConfigError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({error})") from None
-    try:
+        _connect(config)
         _check_fits(ray.cluster_resources(), needed_cpus, needed_gpus, purpose)
         yield
     finally:
         ray.shutdown()
+
+
+def _connect(config: RayConfig) -> None:
+    """Connects to RAY_ADDRESS, or starts a local cluster.
+
+    Raises:
+        ConfigError: it does not work; one line.
+    """
+    import ray
+
+    arguments: dict[str, Any] = {"address": ray_address()}
+    if not arguments["address"]:
+        arguments = {
+            "address": "local",
+            "num_cpus": config.logical_cpus,
+            "object_store_memory": int(config.object_store_gib * _GIB) if config.object_store_gib else None,
+            "include_dashboard": config.dashboard,
+        }
+    again = False
+    while True:
+        try:
+            with _our_signal_handlers_stay():
+                ray.init(**arguments, log_to_driver=_verbose(), logging_level=_ray_level(), runtime_env=_runtime_env())
+            return
+        # Broad, because Ray raises what it likes here, bare Exception included.
+        except Exception as error:
+            ray.shutdown()
+            if again or not _is_slowness(error):
+                raise ConfigError(_why_not_started(error)) from None
+        again = True
+        print("ray: did not start in time, this machine seems busy; once more", flush=True)
+
+
+@contextmanager
+def _our_signal_handlers_stay() -> Generator[None]:
+    """Within the block nobody puts handlers of SIGINT and SIGTERM in the place of ours.
+
+    Ray sets its own while it starts; theirs end the process from within, by SIGABRT where its native threads disagree.
+    """
+    register = signal.signal
+
+    def kept(number: int, handler: Any) -> Any:
+        ours = number in (signal.SIGINT, signal.SIGTERM)
+        return signal.getsignal(number) if ours else register(number, handler)
+
+    setattr(signal, "signal", kept)  # noqa: B010 - the type checker knows that nobody does this
+    try:
+        yield
+    finally:
+        signal.signal = register
+
+
+def _is_slowness(error: Exception) -> bool:
+    return not ray_address() and any(word in str(error).lower() for word in ("timed out", "timeout"))
+
+
+def _why_not_started(error: Exception) -> str:
+    reason = " ".join(next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).split())
+    reason = reason[:_REASON_CHARACTERS]
+    if address := ray_address():
+        if isinstance(error, ConnectionError):
+            return f"RAY_ADDRESS={address}: no Ray cluster answers there ({reason})"
+        return f"RAY_ADDRESS={address}: {reason}"
+    if "AF_UNIX" in reason:
+        return "Ray cannot start: its temporary folder has too long a name for sockets; set RAY_TMPDIR to a shorter one"
+    return f"Ray cannot start: {reason}"
 
 
 def _check_fits(resources: dict[str, float], needed_cpus: float, needed_gpus: float, purpose: str) -> None:

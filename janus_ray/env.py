@@ -33,6 +33,8 @@ QUIET_DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "disabled",
     "RAY_DEDUP_LOGS": "0",
+    # Not about quiet: 30 s, Ray's own, are too short for a machine that is busy with other things.
+    "RAY_gcs_server_port_wait_time_s": "120",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -76,14 +78,15 @@ def log_level() -> str:
     return os.environ.get("JANUS_LOG_LEVEL", "INFO").upper()
 
 
-def native_log_path() -> str:
-    """Where a job keeps what native code writes to standard error."""
-    return os.path.join(tempfile.gettempdir(), f"janus_ray-native-{os.getpid()}.log")
+def native_log_path(process: int | str | None = None) -> str:
+    """Where a job keeps what native code writes to standard error; "*" stands for every job's."""
+    return os.path.join(tempfile.gettempdir(), f"janus_ray-native-{process or os.getpid()}.log")
 
 
 def ray_address() -> str | None:
-    """The Ray cluster to connect to (RAY_ADDRESS); None starts a local one."""
-    return os.environ.get("RAY_ADDRESS") or None
+    """The Ray cluster to connect to (RAY_ADDRESS); None, also for "local", starts one here."""
+    address = os.environ.get("RAY_ADDRESS", "").strip()
+    return address if address not in ("", "local") else None
 
 
 def api_key(variable: str | None) -> str:

@@ -1,17 +1,48 @@
-"""The process boundary of a job: arguments, what the terminal shows, exit codes."""
+"""The process boundary of a job: arguments, what the terminal shows, signals, exit codes."""
 
 from __future__ import annotations
 
 import argparse
+import errno
+import glob
+import io
 import json
 import os
+import select
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from types import FrameType
 from typing import NoReturn
 
 from janus_ray.config import AnyRecipe, IfExists, load_recipe, resolved
 from janus_ray.env import log_level, native_log_path, reach_loopback_directly, set_quiet_defaults
 from janus_ray.errors import JanusError
+
+# How long a job that was told to stop may take to end Ray in order.
+_GRACE_S = 20.0
+_NATIVE_LOGS_KEPT_S = 24 * 3600.0
+_SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+# By name, because looking at them must not import Ray: what happened to a machine, not to our code.
+_MACHINE_ERRORS = {
+    "OutOfMemoryError": "a Ray worker was ended because the machine ran out of memory",
+    "ObjectStoreFullError": "Ray's object store is full: raise ray.object_store_gib",
+    "OutOfDiskError": "Ray's temporary folder is full: make room there, or set RAY_TMPDIR to another",
+    "LocalRayletDiedError": "Ray's own process on this machine has ended",
+    "NodeDiedError": "a machine of the Ray cluster has gone",
+}
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asks the job to end."""
+
+    def __init__(self, number: int) -> None:
+        """Keeps the signal's number."""
+        super().__init__(number)
+        self.exit_code = 128 + number
 
 
 def keep_native_logs_off_the_terminal() -> None:
@@ -20,22 +51,65 @@ def keep_native_logs_off_the_terminal() -> None:
     Ray's C++ core reports harmless matters there, at level error and without a switch. JANUS_LOG_LEVEL=DEBUG shows
     everything.
     """
+    # Names of files may hold bytes that no encoding knows; a message about them is no place to fail.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     if log_level() == "DEBUG":
         return
-    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
-    log = os.open(native_log_path(), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    _remove_old_native_logs()
+    try:
+        log = os.open(native_log_path(), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+    except OSError:
+        # A full or foreign temporary folder is no reason not to work.
+        return
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")
     os.dup2(log, 2)
     os.close(log)
 
 
-def _our_error(error: BaseException | None) -> JanusError | None:
-    """The error for a person behind an exception: Ray wraps what crossed a process, sometimes more than once."""
+def _remove_old_native_logs() -> None:
+    for path in glob.glob(native_log_path("*")):
+        with suppress(OSError):
+            if time.time() - os.stat(path).st_mtime > _NATIVE_LOGS_KEPT_S:
+                os.unlink(path)
+
+
+def _for_a_person(error: BaseException | None) -> str | None:
+    """What a person can act on behind an exception: Ray wraps what crossed a process, sometimes more than once."""
     while error is not None:
         inner = getattr(error, "cause", None)
         if isinstance(error, JanusError) and not isinstance(inner, JanusError):
-            return error
+            return str(error)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            where = f"{error.filename}: " if error.filename else ""
+            return f"{where}{os.strerror(error.errno)}; make room, then run again with --if-exists resume"
+        if (known := _MACHINE_ERRORS.get(type(error).__name__)) and type(error).__module__.startswith("ray."):
+            return f"{known}; run again with --if-exists resume to continue"
         error = inner if isinstance(inner, BaseException) else error.__cause__
     return None
+
+
+def stop_on_signals() -> None:
+    """From here on SIGINT and SIGTERM say one line and raise `Stopped`; a second one ends the process at once."""
+
+    def stop(number: int, _: FrameType | None) -> NoReturn:
+        for each in _SIGNALS:
+            signal.signal(each, lambda *_: os._exit(128 + number))
+        # Also when the exception is lost in a callback, or Ray waits for something that never comes.
+        timer = threading.Timer(_GRACE_S, os._exit, [128 + number])
+        timer.daemon = True
+        timer.start()
+        # Not print: the signal may have come in the middle of one.
+        line = f"{_SIGNALS[signal.Signals(number)]}; run again with --if-exists resume to continue\n"
+        with suppress(OSError):
+            os.write(sys.stderr.fileno(), line.encode())
+        raise Stopped(number)
+
+    for each in _SIGNALS:
+        # A shell without job control starts background jobs with SIGINT ignored, and means it.
+        if signal.getsignal(each) != signal.SIG_IGN:
+            signal.signal(each, stop)
 
 
 def job_arguments(doc: str | None) -> argparse.ArgumentParser:
@@ -66,20 +140,42 @@ def run_job(
     set_quiet_defaults()
     reach_loopback_directly()
     keep_native_logs_off_the_terminal()
+    stop_on_signals()
     try:
         recipe = load_recipe(recipe_type, parsed.recipes, parsed.overrides)
         if parsed.dry_run:
             print(json.dumps(resolved(recipe), indent=2))
         else:
             run(recipe, parsed.if_exists)
+        sys.stdout.flush()
+    except Stopped as stopped:
+        # Not sys.exit: native threads that are cut off in an orderly end of the interpreter abort it.
+        _leave(stopped.exit_code)
     # Broad, because this is the process boundary: what is not meant for a person is raised again.
     except Exception as error:
-        ours = _our_error(error)
-        if ours is None:
+        if isinstance(error, OSError) and not _stdout_works():
+            if not parsed.dry_run:
+                print(
+                    "error: nobody reads standard output any more; run again with --if-exists resume to continue",
+                    file=sys.stderr,
+                )
+            _leave(128 + signal.SIGPIPE)
+        if (said := _for_a_person(error)) is None:
             raise
-        print(f"error: {ours}", file=sys.stderr)
+        print(f"error: {' '.join(said.splitlines())}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; run again with --if-exists resume to continue", file=sys.stderr)
-        sys.exit(130)
     sys.exit(0)
+
+
+def _stdout_works() -> bool:
+    """Whether somebody still reads standard output."""
+    poll = select.poll()
+    poll.register(1, select.POLLOUT)
+    return not any(events & (select.POLLERR | select.POLLHUP | select.POLLNVAL) for _, events in poll.poll(0))
+
+
+def _leave(code: int) -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(code)

@@ -197,7 +197,7 @@ def _lock(folder: Path) -> None:
     Raises:
         BlockingIOError: another process holds the lock.
     """
-    held = _locks.pop(folder.absolute(), None)
+    held = _locks.pop(folder.resolve(), None)
     if held is not None:
         held.close()
     stream = (folder / LOCK).open("w")
@@ -206,7 +206,7 @@ def _lock(folder: Path) -> None:
     except OSError:
         stream.close()
         raise
-    _locks[folder.absolute()] = stream
+    _locks[folder.resolve()] = stream
 
 
 def read_manifest(folder: Path | str) -> dict[str, Any]:

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pydantic import Field
 
@@ -127,6 +131,159 @@ def test_a_folder_that_is_not_ours_is_never_touched(tmp_path, if_exists):
     with pytest.raises(ConfigError, match="was not made by this project"):
         OutputFolder(tmp_path, Plan(), if_exists)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("if_exists", ["fail", "resume", "overwrite"])
+def test_a_folder_with_nothing_but_our_lock_is_ours(tmp_path, if_exists):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".lock").touch()
+    (tmp_path / "out" / ".recipe.json.4242.tmp").write_text('{"n"')
+    OutputFolder(tmp_path / "out", Plan(), if_exists).begin()
+    assert json.loads((tmp_path / "out" / "recipe.json").read_text()) == {"n": 1}
+
+
+@pytest.mark.parametrize("content", ['{"flour_g": 500}', "[1]", "no json", '{"n": "one"}'])
+@pytest.mark.parametrize("if_exists", ["fail", "resume", "overwrite"])
+def test_another_programs_recipe_does_not_make_a_folder_ours(tmp_path, content, if_exists):
+    (tmp_path / "recipe.json").write_text(content)
+    with pytest.raises(ConfigError, match="was not made by this project"):
+        OutputFolder(tmp_path, Plan(), if_exists)
+    assert (tmp_path / "recipe.json").read_text() == content
+
+
+def test_a_run_that_was_copied_resumes_where_it_lies_now(tmp_path):
+    OutputFolder(tmp_path / "old", Plan(), "fail").begin()
+    (tmp_path / "new").mkdir()
+    # As `cp -r old/* new` copies: without what begins with a dot.
+    (tmp_path / "new" / "recipe.json").write_bytes((tmp_path / "old" / "recipe.json").read_bytes())
+    OutputFolder(tmp_path / "new", Plan(), "resume").begin()
+
+
+def test_a_link_to_our_folder_is_that_folder_and_nothing_beside_it_is_touched(tmp_path):
+    OutputFolder(tmp_path / "real", Plan(), "fail").begin()
+    (tmp_path / "real" / "old.txt").write_text("x")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "thesis.tex").write_text("years of work")
+    (tmp_path / "real" / "data").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "link").symlink_to("real")
+    OutputFolder(tmp_path / "link", Plan(), "resume").begin()
+    assert (tmp_path / "real" / "old.txt").exists()
+    OutputFolder(tmp_path / "link", Plan(n=2), "overwrite").begin()
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(file.name for file in (tmp_path / "real").iterdir()) == [".lock", "recipe.json"]
+    assert (tmp_path / "elsewhere" / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_link_to_what_is_not_ours_is_left_alone(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "thesis.tex").write_text("years of work")
+    (tmp_path / "link").symlink_to("real")
+    with pytest.raises(ConfigError, match="was not made by this project"):
+        OutputFolder(tmp_path / "link", Plan(), "overwrite")
+
+
+def test_where_nothing_can_be_written_is_said_before_anything_starts(tmp_path, monkeypatch):
+    (tmp_path / "gone").symlink_to("nowhere")
+    with pytest.raises(ConfigError, match="gone is a link to nowhere, which is not there"):
+        OutputFolder(tmp_path / "gone", Plan(), "fail")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="file is a file; choose another"):
+        OutputFolder(tmp_path / "file", Plan(), "overwrite")
+    with pytest.raises(ConfigError, match="cannot be written: File name too long"):
+        OutputFolder(tmp_path / ("x" * 300), Plan(), "fail")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ConfigError, match="deep/er cannot be written: Permission denied"):
+        OutputFolder(tmp_path / "deep" / "er", Plan(), "fail")
+
+
+def test_an_overwrite_that_dies_leaves_a_folder_that_is_ours_and_unfinished(tmp_path, monkeypatch):
+    folder = OutputFolder(tmp_path / "out", Plan(), "fail")
+    folder.begin()
+    (folder.path / "data").mkdir()
+    folder.finish(inputs={}, counts={})
+
+    def killed(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        OutputFolder(tmp_path / "out", Plan(), "overwrite").begin()
+    monkeypatch.undo()
+    assert not OutputFolder(tmp_path / "out", Plan(), "resume").finished
+    OutputFolder(tmp_path / "out", Plan(), "overwrite").begin()
+    assert not (folder.path / "data").exists()
+
+
+def test_a_manifest_is_strict_json_and_any_text_can_be_written(tmp_path):
+    folder = OutputFolder(tmp_path / "out", Plan(), "fail")
+    folder.begin()
+    folder.finish(inputs={}, counts={"loss": float("nan"), "means": [1.0, float("-inf")]}, said="half \ud83d")
+    text = (folder.path / "manifest.json").read_text(encoding="utf-8")
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    manifest = json.loads(text, parse_constant=refuse)
+    assert manifest["counts"] == {"loss": None, "means": [1.0, None]}
+    assert manifest["said"] == "half \ufffd"
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"inputs": 3}', '{"inputs": {"text": "x"}}'])
+def test_a_manifest_that_says_nothing_about_inputs_never_counts_as_finished_with_them(tmp_path, content):
+    (tmp_path / "in.txt").write_text("x")
+    folder = OutputFolder(tmp_path / "out", Plan(), "fail")
+    folder.begin()
+    (folder.path / "manifest.json").write_text(content)
+    again = OutputFolder(tmp_path / "out", Plan(), "resume")
+    if content == "[]":
+        with pytest.raises(DataError, match="is not a manifest of ours"):
+            again.finished_with({"text": tmp_path / "in.txt"})
+    else:
+        assert not again.finished_with({"text": tmp_path / "in.txt"})
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path, monkeypatch):
+    write_json(tmp_path / "x.json", {"a": 1})
+
+    def full(self, text, **_):
+        self.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(DataError, match=r"x\.json: cannot be written: No space left on device"):
+        write_json(tmp_path / "x.json", {"a": 2})
+    assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": 1}
+    monkeypatch.setattr(pq, "write_table", lambda table, path, **_: full(Path(path), ""))
+    with pytest.raises(DataError, match="cannot be written: No space left on device"):
+        write_parquet(tmp_path / "x.parquet", pa.table({"a": [1]}))
+
+
+def test_the_ledger_and_hidden_files_of_a_collection_are_not_its_content(tmp_path):
+    folder = OutputFolder(tmp_path / "out", Plan(), "fail")
+    folder.begin()
+    write_parquet(folder.path / "part-0.parquet", pa.table({"a": [1]}))
+    before = fingerprint(folder.path)
+    (folder.path / "ledger").mkdir()
+    (folder.path / "ledger" / "1.jsonl").write_text("{}")
+    (folder.path / ".cache").mkdir()
+    (folder.path / ".cache" / "x").write_text("x")
+    assert fingerprint(folder.path) == before
+    # Anybody else's "ledger" is content.
+    (tmp_path / "other" / "ledger").mkdir(parents=True)
+    empty = fingerprint(tmp_path / "other")
+    (tmp_path / "other" / "ledger" / "1.jsonl").write_text("{}")
+    assert fingerprint(tmp_path / "other") != empty
+
+
+def test_shards_of_different_text_types_are_one_table_and_others_one_line(tmp_path):
+    write_parquet(tmp_path / "a.parquet", pa.table({"t": pa.array(["x"], pa.string())}))
+    write_parquet(tmp_path / "b.parquet", pa.table({"t": pa.array(["y"], pa.large_string())}))
+    assert read_parquet(tmp_path).to_pylist() == [{"t": "x"}, {"t": "y"}]
+    write_parquet(tmp_path / "c.parquet", pa.table({"t": [1]}))
+    with pytest.raises(DataError, match="its files do not fit together") as caught:
+        read_parquet(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_fingerprint_of_a_folder_sees_names_and_contents_but_not_the_manifest(tmp_path):
