@@ -59,30 +59,33 @@ def aggregate(
         threshold: coverage below which a mean is withheld.
     """
     by_model = {model: _scores([row for row in judgments if row["model"] == model]) for model in models}
+    # The same for every model and condition, whatever was measured of it: tables and plots have one row for each.
+    splits = list(dict.fromkeys(row["split"] for row in judgments))
+    present = {row["dimension"] for row in judgments}
+    dimensions = [d for d in DIMENSIONS if d in present] + sorted(present - set(DIMENSIONS), key=str)
     results: dict[str, Any] = {"models": {}}
     for model, scores in by_model.items():
         summary = {
-            condition: _condition([score for score in scores if score.condition == condition], threshold)
+            condition: _condition(of_condition, splits, dimensions, threshold)
             for condition in CONDITIONS
-            if any(score.condition == condition for score in scores)
+            if (of_condition := [score for score in scores if score.condition == condition])
         }
-        results["models"][model] = {**summary, "steering_gain": _steering_gain(scores, threshold)}
+        results["models"][model] = {**summary, "steering_gain": _steering_gain(scores, splits, threshold)}
     main = results["models"][main_model]
     results["main_model"] = main_model
     results["controls"] = {name: main[name] for name in ("no_system", "sibling_system") if name in main}
     results["steering_gain"] = main["steering_gain"]
-    results["paired_differences"] = {model: _paired(scores, threshold) for model, scores in by_model.items()}
+    results["paired_differences"] = {
+        model: _paired(scores, splits, threshold) for model, scores in by_model.items()
+    }
     results["matrix"] = {model: _mean_matrix(scores) for model, scores in by_model.items()}
     results["status_counts"] = {
         "generations": _status_counts(generations),
         "judgments": _status_counts(judgments),
     }
+    asked_again = Counter(row["model"] for row in judgments if row.get("asked_again"))
+    results["judge_asked_again"] = {model: asked_again[model] for model in models}
     return results
-
-
-def splits_of(scores: Iterable[Score]) -> list[str]:
-    """The splits, in the order of their first score."""
-    return list(dict.fromkeys(score.split for score in scores))
 
 
 def _scores(judgments: Sequence[Row]) -> list[Score]:
@@ -117,19 +120,16 @@ def _condition_of(row: Row) -> str:
     return "own_system" if row["written_for"] == row["judged_for"] else "sibling_system"
 
 
-def _condition(scores: Sequence[Score], threshold: float) -> dict[str, Any]:
-    return {
-        "overall": _overall(scores, threshold),
-        "per_dimension": _per_dimension(scores, threshold),
-        "per_split": {
-            split: {
-                "overall": _overall(of_split, threshold),
-                "per_dimension": _per_dimension(of_split, threshold),
-            }
-            for split in splits_of(scores)
-            if (of_split := [score for score in scores if score.split == split])
-        },
-    }
+def _condition(
+    scores: Sequence[Score], splits: Sequence[str], dimensions: Sequence[str], threshold: float
+) -> dict[str, Any]:
+    def of(used: Sequence[Score]) -> dict[str, Any]:
+        return {
+            "overall": _overall(used, threshold),
+            "per_dimension": {dimension: _dimension(used, dimension, threshold) for dimension in dimensions},
+        }
+
+    return {**of(scores), "per_split": {split: of([s for s in scores if s.split == split]) for split in splits}}
 
 
 def _overall(scores: Sequence[Score], threshold: float) -> dict[str, Any]:
@@ -138,16 +138,11 @@ def _overall(scores: Sequence[Score], threshold: float) -> dict[str, Any]:
     return _reported(estimate, *_scored_and_due(scores), threshold)
 
 
-def _per_dimension(scores: Sequence[Score], threshold: float) -> dict[str, Any]:
-    present = {dimension for score in scores for dimension in score.due}
-    ordered = [d for d in DIMENSIONS if d in present] + sorted(present - set(DIMENSIONS))
-    summary = {}
-    for dimension in ordered:
-        values = [(value, s.prompt_id) for s in scores for value in s.by_dimension.get(dimension, [])]
-        estimate = mean_with_interval([value for value, _ in values], [prompt for _, prompt in values])
-        due = sum(score.due.get(dimension, 0) for score in scores)
-        summary[dimension] = _reported(estimate, len(values), due, threshold)
-    return summary
+def _dimension(scores: Sequence[Score], dimension: str, threshold: float) -> dict[str, Any]:
+    values = [(value, score.prompt_id) for score in scores for value in score.by_dimension.get(dimension, [])]
+    estimate = mean_with_interval([value for value, _ in values], [prompt for _, prompt in values])
+    due = sum(score.due.get(dimension, 0) for score in scores)
+    return _reported(estimate, len(values), due, threshold)
 
 
 def _scored_and_due(scores: Iterable[Score]) -> tuple[int, int]:
@@ -161,6 +156,8 @@ def _reported(estimate: Estimate, scored: int, due: int, threshold: float) -> di
     """An estimate with its coverage; below the threshold the mean is withheld and the reason given."""
     coverage = scored / due if due else 0.0
     entry = {**asdict(estimate), "coverage": coverage, "scored": scored, "due": due}
+    if not due:
+        return {**entry, "withheld": "not measured"}
     if coverage < threshold:
         withheld = f"coverage {100 * coverage:.1f} % is below {100 * threshold:.0f} %"
         return {**entry, "mean": None, "low": None, "high": None, "withheld": withheld}
@@ -187,7 +184,7 @@ def matrix_of(scores: Sequence[Score]) -> np.ndarray:
     return matrix_AB
 
 
-def _steering_gain(scores: Sequence[Score], threshold: float) -> dict[str, Any]:
+def _steering_gain(scores: Sequence[Score], splits: Sequence[str], threshold: float) -> dict[str, Any]:
     """Mean steering gain over prompts with siblings, with its interval, overall and per split."""
 
     def of(split: str | None) -> dict[str, Any]:
@@ -196,10 +193,10 @@ def _steering_gain(scores: Sequence[Score], threshold: float) -> dict[str, Any]:
         known = {prompt: gain for prompt, gain in gains.items() if gain is not None}
         return _reported(mean_with_interval(list(known.values()), list(known)), *_scored_and_due(used), threshold)
 
-    return {"overall": of(None), "per_split": {split: of(split) for split in splits_of(scores)}}
+    return {"overall": of(None), "per_split": {split: of(split) for split in splits}}
 
 
-def _paired(scores: Sequence[Score], threshold: float) -> dict[str, Any]:
+def _paired(scores: Sequence[Score], splits: Sequence[str], threshold: float) -> dict[str, Any]:
     """Own minus control for the same person and prompt, overall and per split; siblings' responses are averaged."""
     cluster_of: dict[Hashable, Hashable] = {score.judged_for: score.prompt_id for score in scores}
 
@@ -209,7 +206,7 @@ def _paired(scores: Sequence[Score], threshold: float) -> dict[str, Any]:
         return _reported(estimate, *_scored_and_due(used), threshold)
 
     return {
-        f"own_system - {control}": {split: of(control, split) for split in ("all", *splits_of(scores))}
+        f"own_system - {control}": {split: of(control, split) for split in ("all", *splits)}
         for control in ("sibling_system", "no_system")
         if any(score.condition == control for score in scores)
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +10,43 @@ from janus_ray.chat import conversation
 from janus_ray.eval.actors import complete_all
 from janus_ray.eval.bench import siblings
 from janus_ray.eval.recipe import Condition, EvaluatedModel, EvaluateRecipe
+from janus_ray.llm.endpoint import Endpoint
 from janus_ray.llm.request import Completion, LLMRequest, Sampling, derived_seed
 from janus_ray.records import BenchItem, content_id
 from janus_ray.store.files import write_jsonl
 
 GENERATIONS_FILE = "generations.jsonl"
+_STATUS_OF_ERRORS = {
+    "empty": "empty",
+    "truncated": "unfinished",
+    "unfinished": "unfinished",
+    "refusal": "refusal",
+    "content_filter": "refusal",
+}
 
 
-def generate(recipe: EvaluateRecipe, items: Sequence[BenchItem], folder: Path) -> list[dict[str, Any]]:
+def generate(
+    recipe: EvaluateRecipe, policies: Mapping[str, Endpoint], items: Sequence[BenchItem], folder: Path
+) -> list[dict[str, Any]]:
     """Writes and returns one row per response, also for those that failed.
 
     The status of a row is ok, truncated (cut at max_tokens; judged as it is), empty (the model answered with nothing;
-    judged as an empty text, because for the person that is what the answer was), refusal or api_fail (not judged;
-    counted against the coverage).
+    judged as an empty text, because for the person that is what the answer was), unfinished (cut before any text, also
+    with more room, or never said to be finished), refusal or api_fail. The last three are not judged and count against
+    the coverage.
+
+    Args:
+        recipe: what to do.
+        policies: the endpoint of each model, by the model's name.
+        items: the bench.
+        folder: where the rows and the ledger go.
     """
     rows: list[dict[str, Any]] = []
     for model in recipe.models:
         due = [(condition, item) for condition in model.conditions for item in _items_for(condition, items)]
         requests = [_request(recipe, condition, item) for condition, item in due]
-        endpoint = recipe.policy.model_copy(update={"model": model.model})
         ledger = folder / "ledger" / "policy"
-        outcomes = complete_all(requests, endpoint, ledger, recipe.client_actors, f"generate {model.name}")
+        outcomes = complete_all(requests, policies[model.name], ledger, recipe.client_actors, f"generate {model.name}")
         rows += [
             _row(model, condition, item, outcome) for (condition, item), outcome in zip(due, outcomes, strict=True)
         ]
@@ -76,6 +92,4 @@ def _row(model: EvaluatedModel, condition: Condition, item: BenchItem, outcome: 
 def _status(outcome: Completion) -> str:
     if outcome.status == "ok":
         return "truncated" if outcome.finish_reason == "length" else "ok"
-    return {"empty": "empty", "refusal": "refusal", "content_filter": "refusal"}.get(
-        outcome.error_kind or "", "api_fail"
-    )
+    return _STATUS_OF_ERRORS.get(outcome.error_kind or "", "api_fail")

@@ -22,6 +22,8 @@ from janus_ray.records import BenchItem
 from janus_ray.store.files import write_jsonl
 
 JUDGMENTS_FILE = "judgments.jsonl"
+# The endpoint did its part, but what came is no answer: cut before any text, thoughts only, nothing.
+_NO_ANSWER = frozenset({"truncated", "empty", "unfinished"})
 JUDGED_STATUSES = frozenset({"ok", "truncated", "empty"})
 
 
@@ -34,8 +36,9 @@ def grade(
 ) -> list[dict[str, Any]]:
     """Writes and returns one row per due rubric score, also for those that could not be obtained.
 
-    The status of a row is ok, parse_fail (no readable verdict, also after asking once more), api_fail, or no_response
-    (nothing to judge). Only ok rows have a score; the others are unscored, never zero.
+    A judge whose answer holds no verdict is asked for it once, with twice the room where the answer was cut. The status
+    of a row is ok, parse_fail (no readable verdict, also then), api_fail, or no_response (nothing to judge). Only ok
+    rows have a score; the others are unscored, never zero.
     """
     grouped = siblings(items)
     due = [
@@ -49,13 +52,16 @@ def grade(
     requests = {number: _request(recipe, *due[number]) for number in askable}
     outcomes = _ask(recipe, judge, requests, folder, "judge")
     unread = {
-        number: _asked_for_the_verdict(requests[number], outcome.text)
+        number: _asked_for_the_verdict(requests[number], outcome)
         for number, outcome in outcomes.items()
-        if outcome.status == "ok" and parse_verdict(outcome.text) is None
+        if outcome.status == "ok" and _score(outcome) is None
     }
     if unread:
         outcomes |= _ask(recipe, judge, unread, folder, "judge again")
-    rows = [_row(*observation, outcomes.get(number)) for number, observation in enumerate(due)]
+    rows = [
+        {**_row(*observation, outcomes.get(number)), "asked_again": number in unread}
+        for number, observation in enumerate(due)
+    ]
     write_jsonl(folder / JUDGMENTS_FILE, rows)
     return rows
 
@@ -89,17 +95,29 @@ def _request(recipe: EvaluateRecipe, generation: dict[str, Any], item: BenchItem
     )
 
 
-def _asked_for_the_verdict(request: LLMRequest, answer: str) -> LLMRequest:
+def _score(outcome: Completion) -> int | None:
+    """The score of an answer; not of one that was cut right behind the number, which might have gone on."""
+    if outcome.status != "ok" or (outcome.finish_reason == "length" and outcome.text[-1:].isdigit()):
+        return None
+    return parse_verdict(outcome.text)
+
+
+def _asked_for_the_verdict(request: LLMRequest, outcome: Completion) -> LLMRequest:
     """The request continued by the judge's answer: a judge at temperature 0 would only repeat itself otherwise."""
-    more = ({"role": "assistant", "content": answer}, {"role": "user", "content": render("judge_verdict")})
-    return replace(request, messages=request.messages + more, prompt_sha256=prompt_sha256("judge_verdict"))
+    more = ({"role": "assistant", "content": outcome.text}, {"role": "user", "content": render("judge_verdict")})
+    sampling = request.sampling
+    if outcome.finish_reason == "length" and sampling.max_tokens:
+        sampling = replace(sampling, max_tokens=2 * sampling.max_tokens)
+    return replace(
+        request, messages=request.messages + more, sampling=sampling, prompt_sha256=prompt_sha256("judge_verdict")
+    )
 
 
 def _row(generation: dict[str, Any], item: BenchItem, index: int, outcome: Completion | None) -> dict[str, Any]:
-    score = parse_verdict(outcome.text) if outcome and outcome.status == "ok" else None
+    score = _score(outcome) if outcome else None
     if outcome is None:
         status = "no_response"
-    elif outcome.status == "error":
+    elif outcome.status == "error" and outcome.error_kind not in _NO_ANSWER:
         status = "api_fail"
     else:
         status = "ok" if score is not None else "parse_fail"
@@ -117,4 +135,5 @@ def _row(generation: dict[str, Any], item: BenchItem, index: int, outcome: Compl
         "status": status,
         "score": score,
         "feedback": outcome.text if outcome else "",
+        "error_message": outcome.error_message if outcome else None,
     }
