@@ -311,7 +311,9 @@ def _keys(entry: Mapping[str, Any]) -> str:
 
 def shortened(text: str, length: int = 60) -> str:
     """The text on one printable line, cut to a length in characters."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * length]).split())
+    # Joiners hold emoji and some scripts together.
+    kept = (c if c.isprintable() or c in "\u200c\u200d" else " " for c in text[: 4 * length])
+    line = " ".join("".join(kept).split())
     return line if len(line) <= length and len(text) <= 4 * length else line[: length - 1] + "…"
 
 

@@ -75,9 +75,7 @@ def aggregate(
     results["main_model"] = main_model
     results["controls"] = {name: main[name] for name in ("no_system", "sibling_system") if name in main}
     results["steering_gain"] = main["steering_gain"]
-    results["paired_differences"] = {
-        model: _paired(scores, splits, threshold) for model, scores in by_model.items()
-    }
+    results["paired_differences"] = {model: _paired(scores, splits, threshold) for model, scores in by_model.items()}
     results["matrix"] = {model: _mean_matrix(scores) for model, scores in by_model.items()}
     results["status_counts"] = {
         "generations": _status_counts(generations),

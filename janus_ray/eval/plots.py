@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import logging
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
 
+from janus_ray.records import shortened
 from janus_ray.stats import two_decimals
 
 # Colours that stand for the page's own, which differ between light and dark.
@@ -19,6 +21,8 @@ _PAGE_COLOURS = {_INK: "currentColor", _LINE: "var(--line)"}
 _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "janus_ray",
+    # A name may hold any number of dollar signs.
+    "text.parse_math": False,
     "font.size": 9.5,
     "text.color": _INK,
     "xtick.labelcolor": _INK,
@@ -26,6 +30,8 @@ _STYLE: Any = {
     "grid.color": _LINE,
 }
 _INCHES_PER_ROW = 0.25
+# What fits beside the plot, in characters.
+_LONGEST_LABEL = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +54,13 @@ def forest_plot(rows: Sequence[ForestRow], description: str) -> Markup:
     from matplotlib.figure import Figure
 
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+        # The reader's browser draws the text, in its own fonts.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=(9.6, _INCHES_PER_ROW * (len(rows) + 1.2)))
         axes = figure.add_axes((0.25, 1.1 / (len(rows) + 1.2), 0.57, len(rows) / (len(rows) + 1.2)))
         axes.set(xlim=(0.95, 5.05), ylim=(len(rows) - 0.5, -0.5), xticks=range(1, 6))
-        axes.set_yticks(range(len(rows)), [row.label for row in rows], ha="left")
+        axes.set_yticks(range(len(rows)), [shortened(row.label, _LONGEST_LABEL) for row in rows], ha="left")
         axes.tick_params(length=0)
         axes.tick_params(axis="y", pad=172)
         axes.grid(axis="x")

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from janus_ray.eval.aggregate import CONDITIONS
 from janus_ray.eval.bench import siblings
 from janus_ray.eval.plots import ForestRow, forest_plot
-from janus_ray.records import BenchItem
+from janus_ray.records import BenchItem, shortened
 from janus_ray.stats import two_decimals
 from janus_ray.store.files import write_text
 
@@ -50,7 +50,7 @@ def write_report(
         lstrip_blocks=True,
     )
     environment.filters["two_decimals"] = two_decimals
-    environment.filters["words"] = lambda name: name.replace("_", " ")
+    environment.filters["words"] = _words
     main = results["main_model"]
     html = environment.get_template("report.html.j2").render(
         results=results,
@@ -66,13 +66,18 @@ def write_report(
     write_text(path, html)
 
 
+def _words(name: object) -> str:
+    """A name of the bench or of ours as a page shows it: on one line, not without end."""
+    return shortened(str(name).replace("_", " "), 80)
+
+
 def _split_rows(results: dict[str, Any]) -> list[ForestRow]:
     """For each split the main model's conditions, then the other models with the person's own system message."""
     main_name = results["main_model"]
     main = results["models"][main_name]
     rows = []
     for split in main["own_system"]["per_split"]:
-        rows.append(ForestRow(split.replace("_", " ")))
+        rows.append(ForestRow(_words(split)))
         rows += [
             ForestRow(CONDITION_LABELS[condition], main[condition]["per_split"][split]["overall"], _COLOURS[condition])
             for condition in CONDITIONS
@@ -90,7 +95,7 @@ def _dimension_rows(results: dict[str, Any]) -> list[ForestRow]:
     main = results["models"][results["main_model"]]
     rows = []
     for dimension in main["own_system"]["per_dimension"]:
-        rows.append(ForestRow(dimension.replace("_", " ")))
+        rows.append(ForestRow(_words(dimension)))
         rows += [
             ForestRow(CONDITION_LABELS[condition], main[condition]["per_dimension"][dimension], _COLOURS[condition])
             for condition in CONDITIONS

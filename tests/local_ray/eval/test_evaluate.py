@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from janus_ray.errors import ConfigError
+from janus_ray.errors import ConfigError, DataError
+from janus_ray.eval import report as report_module
 from janus_ray.eval import run as module
 from janus_ray.eval.recipe import EvaluateRecipe
 from janus_ray.eval.run import evaluate
@@ -163,15 +164,130 @@ def test_without_siblings_each_response_is_judged_for_its_person_alone(tmp_path)
     assert "sibling_system" not in results["models"]["m"]
 
 
-def test_empty_and_truncated_responses_are_judged_as_they_are(tmp_path):
+def test_empty_and_truncated_responses_are_judged_as_they_are_and_unfinished_ones_are_not(tmp_path):
     def policy_answer(n, body):
         role = body["messages"][0]["role"]
-        return chat_reply("This is for person 0", "length") if role == "system" else chat_reply("")
+        question = body["messages"][-1]["content"]
+        if role == "system":
+            return chat_reply("This is for person 0", "length")
+        # Thoughts took all the room, also when there is more of it.
+        return chat_reply(None, "length") if question == "Question 0?" else chat_reply("")
 
     with loopback(policy_answer) as policy, loopback(strict) as judge:
         recipe = recipe_for(tmp_path, policy.url, judge.url)
         results = evaluate(recipe, recipe.judge, "fail")
+        rooms = {body["max_tokens"] for body in policy.requests if len(body["messages"]) == 1}
+    assert len(rooms) > 1 and min(rooms) == 1024
     statuses = results["status_counts"]["generations"]["m"]
-    assert statuses == {"truncated": PROMPTS * PEOPLE, "empty": PROMPTS}
-    assert results["models"]["m"]["no_system"]["overall"]["mean"] == 2.0
+    assert statuses == {"truncated": PROMPTS * PEOPLE, "empty": PROMPTS - 1, "unfinished": 1}
+    none = results["models"]["m"]["no_system"]["overall"]
+    assert (none["mean"], none["coverage"]) == (None, (PROMPTS - 1) / PROMPTS)
     assert results["models"]["m"]["own_system"]["overall"]["coverage"] == 1.0
+    unfinished = [row for row in read_jsonl(tmp_path / "out" / "generations.jsonl") if row["status"] == "unfinished"]
+    assert "cut at max_tokens" in unfinished[0]["error_message"]
+
+
+def test_a_judge_that_is_cut_gets_more_room_and_what_was_cut_is_no_verdict(tmp_path):
+    def judge_answer(n, body):
+        text, room = body["messages"][0]["content"], body["max_tokens"]
+        if "Question 0?" in text and room <= 512:
+            return chat_reply("<think>A draft: [RESULT] 1\n", "length")
+        if "Question 1?" in text and len(body["messages"]) == 1:
+            # 10, or 1?
+            return chat_reply("Feedback: so. [RESULT] 1", "length")
+        if len(body["messages"]) == 3:
+            assert room == 1024
+            return chat_reply("[RESULT] 4")
+        return strict(n, body)
+
+    with loopback(obedient) as policy, loopback(judge_answer) as judge:
+        recipe = recipe_for(tmp_path, policy.url, judge.url)
+        results = evaluate(recipe, recipe.judge, "fail")
+        due = (PEOPLE + 1) * PEOPLE * 4
+        assert len(judge.requests) == PROMPTS * due + 2 * due
+    assert results["status_counts"]["judgments"] == {"m": {"ok": PROMPTS * due}}
+    assert results["judge_asked_again"] == {"m": due}
+    judgments = read_jsonl(tmp_path / "out" / "judgments.jsonl")
+    assert {row["score"] for row in judgments if "Question 0?" in prompt_of(row, tmp_path)} == {2, 5}
+    assert {row["score"] for row in judgments if "Question 1?" in prompt_of(row, tmp_path)} == {4}
+
+
+def prompt_of(judgment, folder):
+    generations = {row["generation_id"]: row for row in read_jsonl(folder / "out" / "generations.jsonl")}
+    return generations[judgment["generation_id"]]["prompt"]
+
+
+def models_with(weights_id):
+    return Reply({"object": "list", "data": [{"id": "m", "object": "model", "weights_id": weights_id}]})
+
+
+def test_new_weights_under_the_same_name_are_evaluated_anew(tmp_path, capsys):
+    listed, answers = models_with("first"), {"policy": obedient}
+    with (
+        loopback(lambda n, body: answers["policy"](n, body), models=listed) as policy,
+        loopback(strict, models=models_with("judge")) as judge,
+    ):
+        recipe = recipe_for(tmp_path, policy.url, judge.url, judge_siblings=False)
+        first = evaluate(recipe, recipe.judge, "fail")
+        sent = len(policy.requests), len(judge.requests)
+        evaluate(recipe, recipe.judge, "resume")
+        assert "already finished; 0 requests sent" in capsys.readouterr().out
+        # Retrained, served under the same name: the same recipe, the same bench.
+        listed.body["data"][0]["weights_id"] = "second"
+        answers["policy"] = lambda n, body: chat_reply("Hello.")
+        second = evaluate(recipe, recipe.judge, "resume")
+        assert "already finished" not in capsys.readouterr().out
+        assert len(policy.requests) == 2 * sent[0]
+        # Back to the first weights: the ledger knows their answers.
+        listed.body["data"][0]["weights_id"] = "first"
+        third = evaluate(recipe, recipe.judge, "resume")
+        assert len(policy.requests) == 2 * sent[0]
+    means = [results["models"]["m"]["own_system"]["overall"]["mean"] for results in (first, second, third)]
+    assert means == [5.0, 2.0, 5.0]
+    assert first["protocol"]["weights"] == {"policy m": "first", "judge": "judge"}
+    assert read_manifest(tmp_path / "out")["inputs"]["policy m"]["sha256"] == "first"
+
+
+def test_unknown_weights_are_said_and_never_taken_for_unchanged(tmp_path, capsys):
+    with loopback(obedient) as policy, loopback(strict, models=models_with("judge")) as judge:
+        recipe = recipe_for(tmp_path, policy.url, judge.url, judge_siblings=False)
+        results = evaluate(recipe, recipe.judge, "fail")
+        sent = len(policy.requests), len(judge.requests)
+        evaluate(recipe, recipe.judge, "resume")
+        assert (len(policy.requests), len(judge.requests)) == sent
+    shown = capsys.readouterr().out
+    assert "policy m: the endpoint does not say which weights m is" in shown
+    assert "already finished" not in shown
+    assert results["protocol"]["weights"] == {"policy m": "unknown", "judge": "judge"}
+
+
+def test_a_report_that_fails_costs_no_number_and_no_request(tmp_path, monkeypatch, capsys):
+    def broken(*arguments, **keywords):
+        raise ValueError("ParseFatalException:\n$$")
+
+    with loopback(obedient) as policy, loopback(strict) as judge:
+        models = [{"name": "m", "model": "m"}, {"name": "none [/red]", "model": "m", "conditions": []}]
+        recipe = recipe_for(tmp_path, policy.url, judge.url, models=models)
+        with monkeypatch.context() as patched:
+            patched.setattr(report_module, "forest_plot", broken)
+            with pytest.raises(
+                DataError, match=r"the report cannot be drawn .*numbers are in .*results\.json"
+            ) as caught:
+                evaluate(recipe, recipe.judge, "fail")
+        assert "\n" not in str(caught.value)
+        assert "5.00" in capsys.readouterr().out
+        assert read_json(tmp_path / "out" / "results.json")["models"]["m"]["own_system"]["overall"]["mean"] == 5.0
+        # A disk without room for the report.
+        with monkeypatch.context() as patched:
+            patched.setattr(report_module, "write_text", full_disk)
+            with pytest.raises(DataError, match="No space left on device; the numbers are in"):
+                evaluate(recipe, recipe.judge, "resume")
+        sent = len(policy.requests), len(judge.requests)
+        evaluate(recipe, recipe.judge, "resume")
+        assert (len(policy.requests), len(judge.requests)) == sent
+    assert (tmp_path / "out" / "index.html").stat().st_size > 10_000
+    assert read_manifest(tmp_path / "out")["counts"]["items"] == PROMPTS * PEOPLE
+
+
+def full_disk(path, text):
+    raise DataError(f"{path}: cannot be written: No space left on device")

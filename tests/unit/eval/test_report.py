@@ -1,15 +1,22 @@
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from janus_ray.eval.aggregate import aggregate
 from janus_ray.eval.plots import ForestRow, forest_plot
 from janus_ray.eval.report import write_report
+from janus_ray.eval.run import print_summary
 from janus_ray.records import BenchItem
-from tests.unit.eval.test_aggregate import GENERATIONS, judged, two_prompts
+from janus_ray.store.files import write_json
+from tests.unit.eval.test_aggregate import GENERATIONS, judged, judgment, two_prompts
 from tests.unit.eval.test_bench import row
 
 EVIL = '<script>alert("values")</script>'
@@ -106,3 +113,77 @@ def test_a_forest_plot_takes_the_pages_colours_and_is_the_same_each_time():
 @pytest.mark.parametrize("estimate", [{"mean": 3.0, "low": None, "high": None}])
 def test_a_mean_without_an_interval_is_a_point_alone(estimate):
     assert ">3.00<" in forest_plot([ForestRow("x", estimate)], "x")
+
+
+# Names of splits, dimensions and models that are formulas, markup, control characters, or no text at all.
+NAMES = [
+    "price $$", "$\\foo$", "a_b^c{", "\\frac{", "%s %", "[/red]x", "[bold]y", ":smile:", "{{ 7 * 7 }}", "{% if %}",
+    "<b>z</b>", "&amp;", "a\nb", "nul\x00", "bell\x07", "שלום\u202e", "漢字", "👩‍👩‍👧", "", "x" * 5000, "all", 3, None,
+]  # fmt: skip
+
+
+def strange_rows(model, conditions=("own", "none")):
+    """One prompt for each name; every prompt but the last has two people."""
+    rows = []
+    for number, name in enumerate(NAMES):
+        people = (f"{number}a", f"{number}b")[: 1 if number == len(NAMES) - 1 else 2]
+        for judged_for in people:
+            written = [*(people if "own" in conditions else ()), *((None,) if "none" in conditions else ())]
+            for written_for in written:
+                one = judgment(f"{written_for} {number}", str(number), written_for, judged_for, name, 1 + number % 5)
+                rows.append({**one, "model": model, "generation_id": f"{model}|{one['generation_id']}", "split": name})
+    return rows
+
+
+def strange_items():
+    return [
+        replace(item(f"{number}{person}", str(number), "x"), split=name)
+        for number, name in enumerate(NAMES)
+        for person in "ab"[: 1 if number == len(NAMES) - 1 else 2]
+    ]
+
+
+def shown(results, items, judgments, tmp_path, capsys):
+    """The report and the terminal."""
+    results["protocol"] = {"items": len(items), "prompts": len(NAMES), "judge": "[/j] $$"}
+    generations = [
+        {"model": results["main_model"], "written_for": one.item_id, "response": "R\x00", "status": "ok"}
+        for one in items
+    ]
+    write_json(tmp_path / "results.json", results)
+    print_summary(results)
+    write_report(tmp_path / "index.html", results, items, generations, judgments, num_samples=30)
+    return (tmp_path / "index.html").read_text(), capsys.readouterr().out
+
+
+def test_no_name_keeps_the_numbers_from_being_shown(tmp_path, capsys):
+    models = ["[/red]m $$", "second\n{{ x }}", "without conditions"]
+    judgments = [*strange_rows(models[0]), *strange_rows(models[1], ("none",))]
+    results = aggregate(judgments, [{"model": models[0], "status": "ok"}], models, models[0], 0.98)
+    html, terminal = shown(results, strange_items(), judgments, tmp_path, capsys)
+    for name in ("price $$", "$\\foo$", "[/red]x", ":smile:", "漢字", "3"):
+        assert name in terminal and f">{name}<" in html, name
+    assert "&lt;b&gt;z&lt;/b&gt;" in html and "<b>z</b>" not in html and "{{ 7 * 7 }}" in html
+    assert "without conditions" in terminal and "without conditions" in html
+    assert "\x07" not in terminal + html and "x" * 100 not in terminal
+    own = results["models"][models[0]]["own_system"]
+    assert len(own["per_split"]) == len(NAMES)
+    # The last prompt has one person: nothing is measured for a sibling there, and nothing is made up.
+    sibling = results["models"][models[0]]["sibling_system"]["per_split"][None]["overall"]
+    assert (sibling["n"], sibling["mean"], sibling["withheld"]) == (0, None, "not measured")
+    assert json.loads((tmp_path / "results.json").read_text())["main_model"] == models[0]
+
+
+def test_nothing_scored_at_all_is_a_report_too(tmp_path, capsys):
+    judgments = [{**row, "score": None, "status": "api_fail"} for row in strange_rows("m")]
+    results = aggregate(judgments, [], ["m"], "m", 0.98)
+    html, terminal = shown(results, strange_items(), judgments, tmp_path, capsys)
+    assert "coverage 0.0 % is below 98 %" in html and "none" in terminal
+    assert results["steering_gain"]["overall"]["mean"] is None
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.text(max_size=30))
+def test_any_label_can_be_drawn(label):
+    svg = forest_plot([ForestRow(label), ForestRow("x", {"mean": 3.0, "low": 2.0, "high": 4.0})], "x")
+    ElementTree.fromstring(svg)
