@@ -62,23 +62,6 @@ def complete_all(
     free = [actor for actor in actors for _ in range(_CHUNKS_AHEAD + math.ceil(share / _CHUNK))]
     outcomes: dict[int, Completion] = {}
     progress = ProgressLine(label, len(requests))
-<<<<<<< HEAD
-    while waiting or in_flight:
-        while waiting and free:
-            chunk, actor = waiting.pop(), free.pop(0)
-            in_flight[actor.complete.remote([requests[index] for index in chunk])] = (chunk, actor)
-        done, _ = ray.wait(list(in_flight), num_returns=1)
-        for reference in done:
-            chunk, actor = in_flight.pop(reference)
-            outcomes.update(zip(chunk, ray.get(reference), strict=True))
-            free.append(actor)
-        failed = sum(outcome.status == "error" for outcome in outcomes.values())
-        progress.update(len(outcomes), f"{failed} failed" if failed else "")
-    for notice in sorted({line for actor in actors for line in ray.get(actor.notices.remote())}):
-        print(notice, flush=True)
-    for actor in actors:
-        ray.kill(actor)
-=======
     try:
         while waiting or in_flight:
             while waiting and free:
@@ -91,10 +74,11 @@ def complete_all(
                 free.append(actor)
             failed = sum(outcome.status == "error" for outcome in outcomes.values())
             progress.update(len(outcomes), f"{failed} failed" if failed else "")
+        for notice in sorted({line for actor in actors for line in ray.get(actor.notices.remote())}):
+            print(notice, flush=True)
     finally:
         for actor in actors:
             ray.kill(actor)
->>>>>>> 70b4ec3 (New weights are evaluated anew, cut judges get more room, no name keeps paid numbers from being shown)
     sent = sum(outcome.sent for outcome in outcomes.values())
     print(f"{label}: {len(outcomes)} done, {sent} requests sent", flush=True)
     return [outcomes[index] for index in range(len(requests))]
