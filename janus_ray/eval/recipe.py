@@ -65,7 +65,8 @@ class EvaluateRecipe(Recipe):
     """Generate, judge, aggregate."""
 
     bench: PathText
-    """JSONL or Parquet with the columns of the Multifaceted Bench; `prompt_id`, `item_id` and `split` are optional."""
+    """JSON lines, a JSON array or Parquet with the columns of the Multifaceted Bench, a folder of such files, or the id
+    of a published bench ("kaist-ai/Multifaceted-Bench"); `prompt_id`, `item_id` and `split` are optional."""
     output_dir: PathText = Field(json_schema_extra=OPERATIONAL)
     """Folder for generations, judgments, results.json and index.html."""
     policy: PolicyEndpoint
