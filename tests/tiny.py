@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -30,30 +31,36 @@ def write_collection(folder: Path, count: int) -> Path:
     return folder
 
 
-def write_model(folder: Path, layers: int = 2, hidden_size: int = 32) -> Path:
+def write_model(
+    folder: Path, layers: int = 2, hidden_size: int = 32, kind: str = "mistral", special: dict[str, Any] | None = None
+) -> Path:
+    """A folder with a random model, by default a small Mistral; `special` goes into its configuration."""
     import torch
-    from transformers import MistralConfig, MistralForCausalLM
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     tokenizer = train_tokenizer(iter([text for row in texts(40) for text in row.values()]), 400)
     sha256 = use_template(tokenizer, "janus").probe_sha256()
     torch.manual_seed(0)
-    config = MistralConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden_size,
-        intermediate_size=64,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        sliding_window=None,
-        initializer_range=0.2,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+    config = CONFIG_MAPPING[kind](
+        **{
+            "vocab_size": len(tokenizer),
+            "hidden_size": hidden_size,
+            "intermediate_size": 64,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 512,
+            "sliding_window": None,
+            "initializer_range": 0.2,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            **(special or {}),
+        }
     )
-    MistralForCausalLM(config).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     write_template_record(folder, sha256)
     return folder

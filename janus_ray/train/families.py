@@ -239,8 +239,8 @@ def _why_not_at(config: PretrainedConfig, recipe: TrainRecipe) -> str | None:
         return None
     if getattr(config, "attn_logit_softcapping", None):
         return "soft caps of attention scores (attn_logit_softcapping), which the GPU's kernel has not; use_gpu = false"
-    if head_dim(config) > _MAX_GPU_HEAD_DIM:
-        return f"heads of width {head_dim(config)}, more than the {_MAX_GPU_HEAD_DIM} of the GPU's kernel"
+    if head_dim(config) > _MAX_GPU_HEAD_DIM or head_dim(config) % 8:
+        return f"heads of width {head_dim(config)}; the GPU's kernel takes multiples of 8 up to {_MAX_GPU_HEAD_DIM}"
     return None
 
 

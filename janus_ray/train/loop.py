@@ -18,7 +18,7 @@ from janus_ray.train.checkpoint import load_checkpoint, named_when_not_written, 
 from janus_ray.train.model import build_sharded, export
 from janus_ray.train.packing import Plan, make_plan, share_of
 from janus_ray.train.recipe import TrainRecipe
-from janus_ray.train.throughput import peak_flops, training_flops
+from janus_ray.train.throughput import model_shape, peak_flops, training_flops
 
 if TYPE_CHECKING:
     import torch
@@ -244,12 +244,7 @@ class StepLog:
         self._lengths_per_bin = bins.document_lengths()
         self._tokens_per_bin = np.array([lengths.sum() for lengths in self._lengths_per_bin])
         self._supervised_per_bin = bins.supervised_tokens()
-        self._shape = (
-            sum(parameter.numel() for parameter in model.parameters()),
-            sum(parameter.numel() for parameter in model.get_input_embeddings().parameters()),
-            model.config.num_hidden_layers,
-            model.config.hidden_size,
-        )
+        self._shape = model_shape(model)
         name = torch.cuda.get_device_name() if recipe.use_gpu else ""
         self._peak_flops = peak_flops(name)
         self._last_step, self._last_time = 0, time.monotonic()
@@ -288,4 +283,6 @@ class StepLog:
         if self._peak_flops is None:
             return None
         lengths = np.concatenate([self._lengths_per_bin[index] for index in recent])
-        return training_flops(lengths.tolist(), *self._shape) / seconds / (self._peak_flops * self._recipe.num_workers)
+        supervised = int(self._supervised_per_bin[recent].sum())
+        flops = training_flops(lengths, supervised, self._shape)
+        return flops / seconds / (self._peak_flops * self._recipe.num_workers)

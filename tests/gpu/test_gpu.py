@@ -22,19 +22,22 @@ from tests.local_ray.serve.conftest import free_port
 from tests.tiny import write_collection, write_model
 
 
-def test_the_gpu_kernel_computes_what_the_cpu_computes_document_by_document():
+@pytest.mark.parametrize("window", [None, 1, 7, 64])
+def test_the_gpu_kernel_computes_what_the_cpu_computes_document_by_document(window):
     torch.manual_seed(0)
     ends = torch.tensor([0, 5, 69, 128], dtype=torch.int32)
-    query, key, value = (torch.randn(1, heads, 128, 64) for heads in (8, 2, 2))
-    expected, _ = document_attention(
-        None, query, key, value, None, scaling=0.125, document_ends_N=ends, longest_document=64
-    )
-    on_gpu = [tensor.to("cuda", torch.bfloat16) for tensor in (query, key, value)]
-    ours, _ = document_attention(
-        None, *on_gpu, None, scaling=0.125, document_ends_N=ends.to("cuda"), longest_document=64
-    )
+    inputs = [torch.randn(1, heads, 128, 64) for heads in (8, 2, 2)]
+    on_gpu = [tensor.to("cuda", torch.bfloat16).requires_grad_() for tensor in inputs]
+    options = {"scaling": 0.125, "sliding_window": window, "longest_document": 64}
+    on_cpu = [tensor.detach().float().cpu().requires_grad_() for tensor in on_gpu]
+    expected, _ = document_attention(None, *on_cpu, None, document_ends_N=ends, **options)
+    ours, _ = document_attention(None, *on_gpu, None, document_ends_N=ends.to("cuda"), **options)
     assert ours.shape == expected.shape
     torch.testing.assert_close(ours.float().cpu(), expected, rtol=3e-2, atol=3e-2)
+    expected.square().sum().backward()
+    ours.float().square().sum().backward()
+    for left, right in zip(on_gpu, on_cpu, strict=True):
+        torch.testing.assert_close(left.grad.float().cpu(), right.grad, rtol=6e-2, atol=6e-2)
 
 
 @pytest.mark.timeout(600)

@@ -33,10 +33,15 @@ def in_the_shared_cluster(monkeypatch):
     monkeypatch.setattr(run_module, "ray_cluster", lambda *arguments, **keywords: nullcontext())
 
 
+# What is hard in one small model: tied embeddings, a window shorter than a document, soft caps, a scaled embedding.
+GEMMA = {"head_dim": 12, "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 24}
+
+
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inputs")
-    return {"base_model": str(write_model(folder / "base")), "collection": str(write_collection(folder / "rows", 60))}
+    base = write_model(folder / "base", kind="gemma2", special=GEMMA)
+    return {"base_model": str(base), "collection": str(write_collection(folder / "rows", 60))}
 
 
 @pytest.fixture(scope="module")

@@ -150,7 +150,8 @@ def test_refused_on_a_gpu_only(tmp_path):
         return str(caught.value)
 
     assert "soft caps of attention scores" in refused("gemma2")
-    assert "heads of width 320, more than the 256" in refused("gemma", head_dim=320)
+    assert "heads of width 320; the GPU's kernel takes multiples of 8 up to 256" in refused("gemma", head_dim=320)
+    assert "heads of width 12;" in refused("qwen3", head_dim=12)
     CONFIG_MAPPING["gemma3_text"](max_position_embeddings=512).save_pretrained(tmp_path)
     load_config(recipe_for(tmp_path, use_gpu=True))
 

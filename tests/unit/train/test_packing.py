@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from janus_ray.train.loop import learning_rate_at
+from janus_ray.train.model import skeleton
 from janus_ray.train.packing import make_plan, pack, share_of
 from janus_ray.train.recipe import TrainRecipe
-from janus_ray.train.throughput import peak_flops, training_flops
+from janus_ray.train.throughput import ModelShape, model_shape, peak_flops, training_flops
 
 
 @given(st.lists(st.integers(1, 64), max_size=80))
@@ -58,10 +60,38 @@ def test_the_schedule_warms_up_linearly_and_ends_at_zero():
 
 
 def test_flops_by_hand():
-    # 6 (100 - 40) 5 tokens + 6 * 2 layers * 8 wide * (2^2 + 3^2)
-    assert training_flops([2, 3], 100, 40, 2, 8) == 6 * 60 * 5 + 6 * 2 * 8 * 13
+    # 6 * 60 * 5 tokens + the head's 6 * 40 * 4 supervised ones + 6 * 2 layers * 8 wide * (2^2 + 3^2)
+    shape = ModelShape(body_parameters=60, head_parameters=40, attention_width=8, windows=(None, None))
+    assert training_flops([2, 3], 4, shape) == 6 * 60 * 5 + 6 * 40 * 4 + 6 * 2 * 8 * 13
+    # A window of 4: of 10 tokens in one layer 10^2 / 2 - 6^2 / 2 pairs, of 3 tokens all.
+    windowed = replace(shape, windows=(None, 4))
+    assert training_flops([10, 3], 0, windowed) == 6 * 60 * 13 + 12 * 8 * (109 + 109 - 36) / 2
     assert peak_flops("NVIDIA H200") == 989e12
+    assert (peak_flops("NVIDIA H100 80GB HBM3"), peak_flops("NVIDIA H100 PCIe")) == (989e12, 756e12)
     assert peak_flops("AMD EPYC") is None
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_shape_of_a_model_counts_heads_by_their_own_width_and_a_tied_table_as_the_head(tied):
+    from transformers import CONFIG_MAPPING
+
+    config = CONFIG_MAPPING["qwen3"](
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=6,
+        tie_word_embeddings=tied,
+        use_sliding_window=True,
+        sliding_window=9,
+        max_window_layers=1,
+    )
+    shape = model_shape(skeleton("base", config))
+    # Per layer: queries and output 16 * 24 each, keys and values 16 * 12 each, three times 16 * 24, norms.
+    layer = 2 * 16 * 24 + 2 * 16 * 12 + 3 * 16 * 24 + 2 * 16 + 2 * 6
+    assert shape == ModelShape(2 * layer + 16, 50 * 16, 4 * 6, (None, 9))
 
 
 def test_defaults_are_the_papers():
