@@ -207,6 +207,9 @@ def _why_not_the_family(kind: str, stated: dict[str, Any]) -> str:
 
 def _why_not_built(config: PretrainedConfig) -> str | None:
     """What speaks against a configuration of an exact family, whatever the recipe."""
+    if config.model_type not in EXACT:
+        # transformers reads some types as others, by what else a configuration says.
+        return f"is read as model type {config.model_type!r}, which is not trained here"
     if config.is_heterogeneous:
         return "layers with settings of their own (per_layer_config)"
     for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):

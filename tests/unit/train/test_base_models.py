@@ -17,8 +17,9 @@ from janus_ray.errors import CheckpointError
 from janus_ray.model_folder import load_tokenizer
 from janus_ray.train import run
 from janus_ray.train.families import load_config
-from janus_ray.train.model import check_base_model, generation_defaults
+from janus_ray.train.model import check_base_model, generation_defaults, skeleton
 from janus_ray.train.recipe import TrainRecipe
+from janus_ray.train.weights import check_weights
 from tests.tiny import write_collection, write_model
 
 
@@ -30,6 +31,12 @@ def recipe_for(base, **changes):
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
     return write_model(tmp_path_factory.mktemp("sound"))
+
+
+@pytest.fixture(scope="module")
+def built(sound):
+    """The sound model without memory."""
+    return skeleton(str(sound), load_config(recipe_for(sound)))
 
 
 @pytest.fixture
@@ -357,7 +364,7 @@ FIELDS = [
 ]  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(changes=st.dictionaries(st.sampled_from(FIELDS), VALUES, min_size=1, max_size=3))
 def test_a_configuration_of_nonsense_is_refused_or_makes_no_difference(sound, tmp_path_factory, changes):
     base = tmp_path_factory.mktemp("hostile")
@@ -375,3 +382,23 @@ def test_a_configuration_of_nonsense_is_refused_or_makes_no_difference(sound, tm
         config = load_config(recipe_for(base))
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"):
             assert getattr(config, name) == stated[name]
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_weight_file_of_nonsense_is_refused_or_makes_no_difference(sound, built, tmp_path_factory, data):
+    file = tmp_path_factory.mktemp("hostile") / "model.safetensors"
+    whole = (sound / file.name).read_bytes()
+    header = int.from_bytes(whole[:8], "little")
+    start, noise = data.draw(st.integers(0, header + 8)), data.draw(st.binary(min_size=1, max_size=12))
+    cut, longer, other = whole[:start], whole[start:], whole[start + len(noise) :]
+    file.write_bytes(data.draw(st.sampled_from([noise, cut, cut + noise + longer, cut + noise + other])))
+    try:
+        check_weights(str(file.parent), built)
+    except CheckpointError as error:
+        assert len(str(error).splitlines()) == 1
+    else:
+        found, expected = load_file(file), load_file(sound / file.name)
+        assert {name: each.shape for name, each in found.items()} == {
+            name: each.shape for name, each in expected.items()
+        }

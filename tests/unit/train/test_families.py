@@ -85,6 +85,7 @@ def test_exact(family, tmp_path):
     # Evaluation mode: without dropout, as we train.
     theirs = loaded(tmp_path, attn_implementation="eager").eval()
     model = ours(tmp_path).train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
     assert model.config._attn_implementation == IMPLEMENTATION
 
     bins = packed_bins()
