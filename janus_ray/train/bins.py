@@ -5,6 +5,7 @@ Shape legend: T tokens of a micro-batch, S supervised positions in it, N documen
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from janus_ray.errors import ConfigError
 from janus_ray.train.prepare import ROW_GROUP_BINS
 
 if TYPE_CHECKING:
@@ -44,7 +46,15 @@ class PackedBins:
     """The bins of a run, read row group by row group when they are needed."""
 
     def __init__(self, path: Path | str) -> None:
-        """Opens the file."""
+        """Opens the file.
+
+        Raises:
+            ConfigError: this machine does not see it.
+        """
+        if not Path(path).is_file():
+            raise ConfigError(
+                f"{path}: no such file on {socket.gethostname()}; output_dir must be storage that every node sees"
+            )
         self._file = pq.ParquetFile(path, memory_map=True)
         self._group = lru_cache(maxsize=_CACHED_ROW_GROUPS)(self._read_group)
         self._supervised = self._file.read(["num_supervised"])["num_supervised"].to_numpy()

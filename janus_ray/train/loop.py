@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 METRICS_FILE = "metrics.jsonl"
 MODEL_FOLDER = "model"
+# Nats per token. Guessing among a million tokens costs 14; only weights that are broken, yet finite, cost this.
+_LARGEST_LOSS = 1000.0
 
 
 def train_loop(
@@ -43,7 +45,7 @@ def train_loop(
         device: this worker's.
 
     Raises:
-        TrainingError: a loss, a gradient or a weight is not finite.
+        TrainingError: a loss, a gradient or a weight is not finite, or a loss is beyond any model's.
         CheckpointError: the checkpoint belongs to another run, or something cannot be written.
     """
     import torch
@@ -68,7 +70,7 @@ def train_loop(
     for step, members in enumerate(plan.steps[saved:], start=saved + 1):
         is_last = step == len(plan.steps)
         loss, grad_norm = _gradient(model, bins, members, recipe, device)
-        _stop_unless_finite(step, saved, {"loss": loss, "gradient norm": grad_norm})
+        _stop_unless_sound(f"step {step}", saved, loss, grad_norm)
         rate = learning_rate_at(step - 1, len(plan.steps), recipe)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -131,11 +133,20 @@ def _clipped_norm(model: PreTrainedModel, max_norm: float) -> float:
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
-def _stop_unless_finite(step: int, saved: int, values: Mapping[str, float]) -> None:
-    """Before an optimizer step; the values are the same on every worker, so all of them stop."""
-    for name, value in values.items():
+def _stop_unless_sound(when: str, saved: int, loss: float, grad_norm: float = 0.0) -> None:
+    """Before an optimizer step or a checkpoint; the values are the same on every worker, so all of them stop.
+
+    Args:
+        when: the step, for the message.
+        saved: the step of the newest checkpoint.
+        loss: in nats per token.
+        grad_norm: the gradient's L2 norm.
+    """
+    for name, value in (("loss", loss), ("gradient norm", grad_norm)):
         if not math.isfinite(value):
-            raise TrainingError(f"step {step}: the {name} is not finite ({value}); {_what_stays(saved)}")
+            raise TrainingError(f"{when}: the {name} is not finite ({value}); {_what_stays(saved)}")
+    if loss > _LARGEST_LOSS:
+        raise TrainingError(f"{when}: a loss of {loss:.3g} nats per token is no model any more; {_what_stays(saved)}")
 
 
 def _stop_unless_weights_are_finite(model: PreTrainedModel, step: int, saved: int) -> None:
@@ -167,14 +178,15 @@ def _stop_unless_the_model_answers(
     import torch.distributed as dist
     from torch.distributed.fsdp import FSDPModule
 
+    batch = micro_batch([bins[members[dist.get_rank() % len(members)]]], device)
     with torch.no_grad():
-        loss_sum = summed_loss(model, micro_batch([bins[members[dist.get_rank() % len(members)]]], device))
+        total = torch.stack([summed_loss(model, batch), torch.tensor(float(len(batch.targets_S)), device=device)])
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
-    dist.all_reduce(loss_sum)
-    if not math.isfinite(float(loss_sum)):
-        raise TrainingError(f"after step {step}: the loss is not finite ({float(loss_sum)}); {_what_stays(saved)}")
+    dist.all_reduce(total)
+    loss_sum, tokens = total.tolist()
+    _stop_unless_sound(f"after step {step}", saved, loss_sum / tokens)
 
 
 def _what_stays(saved: int) -> str:

@@ -69,7 +69,7 @@ class TrainRecipe(Recipe):
     checkpoint_every_steps: int = Field(default=200, ge=1, json_schema_extra=OPERATIONAL)
     """Optimizer steps between sharded checkpoints; the last step always has one."""
     keep_checkpoints: int = Field(default=2, ge=1, json_schema_extra=OPERATIONAL)
-    """Checkpoints kept on disk, the newest."""
+    """Checkpoints kept on disk, the newest. While one is written there is one more."""
     log_every_steps: int = Field(default=10, ge=1, json_schema_extra=OPERATIONAL)
     """Optimizer steps between lines of metrics."""
     export_dtype: Literal["bfloat16", "float32"] = "bfloat16"

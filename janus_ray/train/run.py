@@ -12,7 +12,7 @@ from typing import Any
 
 from janus_ray.cluster import ray_cluster
 from janus_ray.config import IfExists
-from janus_ray.errors import ConfigError
+from janus_ray.errors import ConfigError, TrainingError
 from janus_ray.store.files import read_json, write_json
 from janus_ray.store.fingerprint import fingerprint
 from janus_ray.store.folder import OutputFolder, read_manifest
@@ -26,6 +26,7 @@ from janus_ray.train.prepare import PACKED_FOLDER, already_packed, check_chat, p
 from janus_ray.train.recipe import TrainRecipe
 
 _INPUTS = Path(PACKED_FOLDER, "inputs.json")
+_LARGEST_LEARNING_RATE = 1.0
 
 
 def train(recipe: TrainRecipe, if_exists: IfExists) -> dict[str, Any]:
@@ -37,6 +38,7 @@ def train(recipe: TrainRecipe, if_exists: IfExists) -> dict[str, Any]:
         ConfigError, DataError, CheckpointError, TrainingError: the data, the base model, the folder or the cluster is
             not as it must be, found before Ray starts where possible; or the run cannot go on.
     """
+    _check_learning_rate(recipe)
     folder = OutputFolder(recipe.output_dir, recipe, if_exists)
     inputs = {"collection": recipe.collection, "base_model": recipe.base_model}
     if folder.finished and not folder.finished_with(inputs):
@@ -66,6 +68,19 @@ def train(recipe: TrainRecipe, if_exists: IfExists) -> dict[str, Any]:
         with _followed(folder.path / METRICS_FILE):
             last = fit(local, folder.path.absolute(), identity)
     return _finish(folder, inputs, counts, last)
+
+
+def _check_learning_rate(recipe: TrainRecipe) -> None:
+    """Some rates leave finite weights, a loss that looks like one, and no model.
+
+    Raises:
+        TrainingError: the rate is beyond anything that trains.
+    """
+    if recipe.learning_rate > _LARGEST_LEARNING_RATE:
+        raise TrainingError(
+            f"learning_rate = {recipe.learning_rate:g}: stopped before step 1, as AdamW moves every weight by about "
+            f"as much in a step, and no loss stays finite or means anything; at most {_LARGEST_LEARNING_RATE:g}"
+        )
 
 
 def _packed_before(folder: OutputFolder, inputs: dict[str, str]) -> dict[str, Any] | None:
@@ -121,7 +136,7 @@ def _finish(
 def _followed(metrics: Path) -> Generator[None]:
     """Prints each line that the workers add to the metrics file while the block runs."""
     stop = threading.Event()
-    thread = threading.Thread(target=_follow, args=(metrics, len(_whole_lines(metrics)), stop), daemon=True)
+    thread = threading.Thread(target=_follow, args=(metrics, _whole_lines(metrics), stop), daemon=True)
     thread.start()
     try:
         yield
@@ -130,17 +145,25 @@ def _followed(metrics: Path) -> Generator[None]:
         thread.join()
 
 
-def _follow(metrics: Path, printed: int, stop: threading.Event) -> None:
+def _follow(metrics: Path, known: list[str], stop: threading.Event) -> None:
     while True:
         stopping = stop.is_set()
         lines = _whole_lines(metrics)
         # A restart drops lines; what it does again is printed again.
-        for line in lines[min(printed, len(lines)) :]:
+        for line in new_lines(known, lines):
             _print_step(json.loads(line))
-        printed = len(lines)
+        known = lines
         if stopping:
             return
         time.sleep(0.5)
+
+
+def new_lines(known: list[str], lines: list[str]) -> list[str]:
+    """The lines from the first on that differs from what was known."""
+    same = 0
+    while same < min(len(known), len(lines)) and known[same] == lines[same]:
+        same += 1
+    return lines[same:]
 
 
 def _whole_lines(metrics: Path) -> list[str]:

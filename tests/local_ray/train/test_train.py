@@ -187,13 +187,19 @@ def test_a_run_that_gave_up_is_resumed_by_its_recipe(recipe_for, inputs, tmp_pat
         train(recipe_for(moved, epochs=2), "resume")
 
 
-def test_a_rate_that_spoils_the_weights_ends_the_run_at_once(recipe_for, tmp_path, monkeypatch):
-    """Two workers agree on it, and nothing is tried again."""
+def test_a_value_that_is_not_finite_ends_the_run_at_once(recipe_for, inputs, tmp_path, monkeypatch):
+    """All workers agree on it, nothing is tried again and nothing is left that looks like a model."""
+    from safetensors.torch import load_file, save_file
+
+    spoilt = shutil.copytree(inputs["base_model"], tmp_path / "base")
+    weights = load_file(spoilt / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 3] = float("nan")
+    save_file(weights, spoilt / "model.safetensors", metadata={"format": "pt"})
     starts = []
     start = launch_module._start_workers
     monkeypatch.setattr(launch_module, "_start_workers", lambda *given: starts.append(given) or start(*given))
-    with pytest.raises(TrainingError, match=r"^step 2: the (loss|gradient norm) is not finite"):
-        train(recipe_for(tmp_path / "out", learning_rate=1e30, warmup_steps=0), "fail")
+    with pytest.raises(TrainingError, match=r"model\.layers\.1\.mlp\.up_proj\.weight holds values that are not finite"):
+        train(recipe_for(tmp_path / "out", base_model=str(spoilt)), "fail")
     assert len(starts) == 1
     assert not (tmp_path / "out" / "manifest.json").exists()
     assert not (tmp_path / "out" / "model").exists()
@@ -212,6 +218,7 @@ def test_what_can_be_refused_is_refused_before_ray_and_the_folder(recipe_for, in
         ({"base_model": str(tmp_path / "none")}, CheckpointError, "no such folder"),
         ({"base_model": inputs["collection"]}, CheckpointError, "base model"),
         ({"max_length": 4096}, CheckpointError, "512 positions"),
+        ({"learning_rate": 1e30}, TrainingError, "learning_rate = 1e\\+30: stopped before step 1"),
     ):
         with pytest.raises(error, match=said):
             train(recipe_for(tmp_path / "out", **changes), "fail")

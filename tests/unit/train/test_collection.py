@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from janus_ray.errors import DataError
 from janus_ray.text import is_blank, well_formed
 from janus_ray.train.collection import left_out, read_collection
+from tests.hub import Repository, reached
 from tests.tiny import texts, write_collection
 
 GOOD = {"system": "You are brief.", "prompt": "Why?", "output": "So."}
@@ -77,6 +78,18 @@ def test_the_published_columns_and_ours_are_read(tmp_path):
     assert (collection.counts["rows"], collection.counts["rows_not_ok"]) == (1, 2)
     assert len(read_collection(str(write_collection(tmp_path / "tiny", 9))).rows) == 9
     assert len(texts(9)) == 9
+
+
+def test_a_published_dataset_is_read_by_its_id(tmp_path, monkeypatch):
+    shard = {"main_source": "m", "original_source": "o", "preference_set": "{}", **GOOD}
+    parts = [write(tmp_path / "part", [{**shard, "output": f"{part}"}]).read_bytes() for part in range(2)]
+    files = {f"data/train-0000{part}-of-00002.parquet": content for part, content in enumerate(parts)}
+    published = Repository("kaist-ai/Multifaceted-Collection", files, kind="dataset")
+    with reached(monkeypatch, tmp_path / "cache", published):
+        collection = read_collection("kaist-ai/Multifaceted-Collection")
+        assert triples(collection) == [("You are brief.", "Why?", "0"), ("You are brief.", "Why?", "1")]
+        with pytest.raises(DataError, match="dataset kaist-ai/Multifaceted: no such folder here"):
+            read_collection("kaist-ai/Multifaceted")
 
 
 def test_an_array_and_a_table_with_a_header_are_read(tmp_path):

@@ -178,19 +178,21 @@ def test_a_checkpoint_of_another_model_is_refused_in_one_line(run, finished, tmp
     assert "\n" not in str(caught.value)
 
 
-def test_a_rate_that_spoils_the_weights_stops_the_run_and_exports_nothing(run, tmp_path):
-    with pytest.raises(TrainingError, match=r"^step 2: the (loss|gradient norm) is not finite") as caught:
-        run(learning_rate=1e30)
+@pytest.mark.parametrize("rate", [1e30, 1e2])
+def test_a_rate_that_spoils_the_weights_stops_the_run_and_exports_nothing(run, tmp_path, rate):
+    with pytest.raises(TrainingError, match=r"^step 2: .*(is not finite|nats per token is no model)") as caught:
+        run(learning_rate=rate)
     assert "no checkpoint" in str(caught.value)
     assert "learning_rate" in str(caught.value)
     assert newest_healthy(tmp_path / "run") == (None, [])
     assert not (tmp_path / "run" / "model").exists()
-    assert all(np.isfinite(losses(tmp_path / "run")))
+    assert len(losses(tmp_path / "run")) == 1
 
 
-def test_the_last_step_is_looked_at_as_well(run, tmp_path):
-    with pytest.raises(TrainingError, match=r"^after step 1: the loss is not finite"):
-        run(learning_rate=1e30, max_steps=1)
+@pytest.mark.parametrize("rate", [1e30, 1e2])
+def test_the_last_step_is_looked_at_as_well(run, tmp_path, rate):
+    with pytest.raises(TrainingError, match=r"^after step 1: .*(is not finite|nats per token is no model)"):
+        run(learning_rate=rate, max_steps=1)
     assert newest_healthy(tmp_path / "run") == (None, [])
     assert not (tmp_path / "run" / "model").exists()
 

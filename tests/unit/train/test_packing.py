@@ -98,3 +98,8 @@ def test_defaults_are_the_papers():
     recipe = TrainRecipe(collection="c", base_model="b", output_dir="o")
     assert (recipe.max_length, recipe.bins_per_step, recipe.epochs, recipe.learning_rate) == (8192, 32, 4, 5e-6)
     assert (recipe.warmup_steps, recipe.betas, recipe.weight_decay, recipe.max_grad_norm) == (10, (0.9, 0.999), 0, 1)
+
+
+def test_decay_rates_that_divide_by_zero_are_refused():
+    with pytest.raises(ValueError, match="less than 1"):
+        TrainRecipe(collection="c", base_model="b", output_dir="o", betas=(0.9, 1.0))
