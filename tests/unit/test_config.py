@@ -264,8 +264,8 @@ class R(Recipe):
     'A number.'
 
 def wait():
-    print('waiting', flush=True)
     try:
+        print('waiting', flush=True)
         time.sleep(60)
     finally:
         print('put away', flush=True)
