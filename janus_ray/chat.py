@@ -132,7 +132,7 @@ class ChatEncoder:
         self._control = ControlTokens(tokenizer, written=self._written())
         self._header = self._generation_prompt()
         self._check_ids()
-        begins = {self.encode_prompt(probe)[0] for probe in self._probes()}
+        begins = {ids[0] for ids in self._probe_ids() if ids}
         self.begin_id = begins.pop() if len(begins) == 1 else None
         self.end_id = self._end_of_answer()
 
@@ -206,13 +206,18 @@ class ChatEncoder:
         It changes with the template, the vocabulary and the merges: with anything that would make a server read other
         tokens than the trainer wrote. A date that a template writes is held still.
         """
+        ids = self._probe_ids(strftime_now=lambda form: "26 Jul 2024")
+        return hashlib.sha256(canonical_json(ids).encode()).hexdigest()
+
+    def _probe_ids(self, **variables: Any) -> list[list[int] | None]:
+        """Token ids of each probe; None where the template does not take it."""
         ids: list[list[int] | None] = []
         for probe in _PROBES:
             try:
-                ids.append(self._control.encode(self._prompt(probe, strftime_now=lambda form: "26 Jul 2024")))
+                ids.append(self._control.encode(self._prompt(probe, **variables)))
             except DataError:
                 ids.append(None)
-        return hashlib.sha256(canonical_json(ids).encode()).hexdigest()
+        return ids
 
     def _prompt(self, messages: Sequence[Message], **variables: Any) -> str:
         text = self._render(messages, True, **variables) + self._header

@@ -148,11 +148,15 @@ def load_encoder(folder: Path | str, chat_template: ChatTemplate | None = None) 
     return encoder
 
 
-def weights_id(folder: Path | str) -> str:
+def weights_id(folder: Path | str, chat_template: ChatTemplate | None = None) -> str:
     """A short id of everything in a model folder that decides its answers: 16 hex digits.
 
     Two folders have the same id if weights, configuration, tokenizer and template are the same bytes under the same
     names. A 7B model takes some seconds, most of it for reading the files.
+
+    Args:
+        folder: a Hugging Face model folder.
+        chat_template: the template that a recipe names; it counts where the folder has no record of its own.
 
     Raises:
         CheckpointError: no such folder, or a file in it cannot be read.
@@ -171,7 +175,8 @@ def weights_id(folder: Path | str) -> str:
     except OSError as error:
         raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror}") from None
     listing = "".join(f"{file.name}\0{digest}\n" for file, digest in zip(files, hashes, strict=True))
-    return xxhash.xxh3_64_hexdigest(listing.encode())
+    named = chat_template if chat_template and not (folder / TEMPLATE_FILE).is_file() else ""
+    return xxhash.xxh3_64_hexdigest(f"{listing}{named}".encode())
 
 
 def _record(file: Path) -> tuple[str, str]:

@@ -68,6 +68,9 @@ def byte_level(template: str | dict[str, str], *special: str, plain: tuple[str, 
     from tokenizers import AddedToken
 
     tokenizer = train_tokenizer(iter(_TEXTS * 3), 340)
+    if template:
+        # Published ones do not have our brackets as tokens.
+        tokenizer = _renamed(tokenizer, {"[INST]": "<unused_1>", "[/INST]": "<unused_2>"})
     flags = {"normalized": False, **{name: options.pop(name) for name in ("lstrip", "rstrip") if name in options}}
     tokenizer.add_tokens([AddedToken(token, special=True, **flags) for token in special])
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in plain])
@@ -75,6 +78,17 @@ def byte_level(template: str | dict[str, str], *special: str, plain: tuple[str, 
         setattr(tokenizer, name, token)
     tokenizer.chat_template = template
     return tokenizer
+
+
+def _renamed(tokenizer: Any, names: dict[str, str]) -> Any:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    text = tokenizer.backend_tokenizer.to_str()
+    for old, new in names.items():
+        text = text.replace(json.dumps(old), json.dumps(new))
+    special = {name: getattr(tokenizer, name) for name in ("unk_token", "bos_token", "eos_token", "pad_token")}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(text), **special)
 
 
 def chatml(template: str = CHATML) -> Any:

@@ -28,9 +28,11 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from janus_ray.chat import conversation
 from janus_ray.env import set_quiet_defaults
-from janus_ray.model_folder import check_model_folder, weights_id
+from janus_ray.model_folder import load_encoder, weights_id
 from janus_ray.serve.engine_errors import refusal
+from janus_ray.serve.prompts import TOKENIZER_MODE, check_prompts, use_our_prompts
 from janus_ray.serve.recipe import DEPLOYMENT_PREFIX, ServedModel, ServeRecipe
+from janus_ray.store.hub import model_folder
 
 _GIB = 1024**3
 _CPU_BLOCK_TOKENS = 32
@@ -43,6 +45,7 @@ _ENGINE_POLL_S = 0.5
 _LAST_WORDS_S = 3.0
 _LOGGED = 1000
 _ERROR_EVENT = 'data: {"error"'
+_CHAT_TEMPLATE = "chat_template"
 
 Item = dict[str, Any] | list[str]
 
@@ -87,8 +90,12 @@ class ChatServer(LLMServer):
         """
         set_quiet_defaults()
         loading: Any = self._llm_config.model_loading_config
-        check_model_folder(loading.model_source)
-        hashing = asyncio.ensure_future(asyncio.to_thread(weights_id, loading.model_source))
+        named = self._llm_config.experimental_configs[_CHAT_TEMPLATE]
+        encoder = load_encoder(loading.model_source, named)
+        use_our_prompts(encoder)
+        # The tokenizer's own EOS ends an answer anyway; a template may end it with another token.
+        self._stop_token_ids = [encoder.end_id] if encoder.end_id not in (None, encoder.tokenizer.eos_token_id) else []
+        hashing = asyncio.ensure_future(asyncio.to_thread(weights_id, loading.model_source, named))
         try:
             await super().start()
         # Broad, because this is the process boundary: Serve's controller would import the engine to read its exception.
@@ -97,7 +104,8 @@ class ChatServer(LLMServer):
                 raise
             _log.exception("the engine did not start")
             raise RuntimeError(f"{type(error).__name__}: {error}") from None
-        messages = conversation("Values that nobody has.", "Warm-up.")
+        await check_prompts(self.engine, encoder, self._llm_config.model_id)
+        messages = conversation(None, "Warm-up.")
         body = {"model": self._llm_config.model_id, "messages": messages, "max_tokens": 8, "ignore_eos": True}
         async for item in self.chat_json({**body, "temperature": 0.5, "top_p": 0.9, "seed": 0}):
             if isinstance(item, dict) and "error" in item:
@@ -138,7 +146,7 @@ class ChatServer(LLMServer):
 
     async def _answer(self, body: dict[str, Any]) -> AsyncGenerator[Item]:
         # An id of our own: Serve would take the caller's X-Request-Id, and two callers may send the same.
-        request = ChatCompletionRequest(**body, request_id=uuid.uuid4().hex)
+        request = ChatCompletionRequest(**self._with_stops(body), request_id=uuid.uuid4().hex)
         finished = False
         try:
             async with aclosing(await self.chat(request)) as answers, aclosing(self._paced(_plain(answers))) as items:
@@ -153,6 +161,9 @@ class ChatServer(LLMServer):
                 engine: Any = self.engine
                 with suppress(EngineDeadError):
                     await engine._engine_client.abort(f"chatcmpl-{request.request_id}")
+
+    def _with_stops(self, body: dict[str, Any]) -> dict[str, Any]:
+        return body if body.get("ignore_eos") else {**body, "stop_token_ids": self._stop_token_ids}
 
     async def _paced(self, items: AsyncIterator[Item]) -> AsyncGenerator[Item]:
         """Joins events that follow closely, the more the more streams there are.
@@ -248,12 +259,12 @@ def _failure(error: Exception) -> Item:
 def model_deployment(model: ServedModel, recipe: ServeRecipe) -> Application:
     """The Serve deployment of one model."""
     config = LLMConfig(
-        model_loading_config={"model_id": model.model_id, "model_source": model.path},
+        model_loading_config={"model_id": model.model_id, "model_source": str(model_folder(model.path).absolute())},
         engine_kwargs=_engine_kwargs(model, recipe),
         deployment_config=_deployment_config(model, recipe),
         placement_group_config=_placement(model),
         # The defaults hold the first token back for 50 ms, to send larger batches of events.
-        experimental_configs={"stream_batching_interval_ms": 0},
+        experimental_configs={"stream_batching_interval_ms": 0, _CHAT_TEMPLATE: model.chat_template},
         runtime_env={"env_vars": _environment(model)},
         callback_config={"callback_class": LocalFolder},
     )
@@ -265,6 +276,7 @@ def _engine_kwargs(model: ServedModel, recipe: ServeRecipe) -> dict[str, Any]:
     on_cpu = model.num_gpus == 0
     kwargs: dict[str, Any] = {
         "max_model_len": model.max_model_len,
+        "tokenizer_mode": TOKENIZER_MODE,
         "dtype": model.dtype or ("float32" if on_cpu else "bfloat16"),
         "max_num_seqs": model.max_num_seqs,
         "enable_prefix_caching": True,

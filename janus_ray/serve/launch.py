@@ -22,6 +22,7 @@ from janus_ray.env import log_level, open_directly, ray_address
 from janus_ray.errors import ConfigError
 from janus_ray.model_folder import check_model_folder
 from janus_ray.serve.recipe import ServeRecipe
+from janus_ray.store.hub import model_folder
 
 _POLL_S = 0.5
 _PROGRESS_S = 10.0
@@ -109,7 +110,7 @@ def check_before_start(recipe: ServeRecipe) -> None:
                 "choose another with --set port=N"
             ) from None
     for model in recipe.models:
-        check_model_folder(model.path)
+        check_model_folder(model_folder(model.path), model.chat_template)
 
 
 def base_url(recipe: ServeRecipe) -> str:
@@ -148,8 +149,7 @@ def _start(recipe: ServeRecipe) -> None:
         http_options={"host": recipe.host, "port": recipe.port},
         logging_config={"enable_access_log": False},
     )
-    absolute = [model.model_copy(update={"path": str(Path(model.path).absolute())}) for model in recipe.models]
-    application = build(resolved(recipe.model_copy(update={"models": absolute})))
+    application = build(resolved(recipe))
     _quiet()
     target = serve.RunTarget(application, name=APP_NAME, logging_config=LoggingConfig(enable_access_log=False))
     serve.run_many([target], wait_for_applications_running=False)

@@ -65,7 +65,8 @@ class ServedModel(Recipe):
     model_id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/@-]*$", max_length=100)
     """The name that requests use."""
     path: PathText
-    """Local Hugging Face folder with tokenizer, chat template and template hash, as the training jobs export it."""
+    """A model folder, as the training jobs export it or as others publish theirs; or the hub's id of a published one,
+    "org/name" or "org/name@revision"."""
     chat_template: ChatTemplate | None = None
     """How a conversation becomes token ids: "janus" is the paper's format, "own" the chat template that the model's
     tokenizer brings. None takes the one that the folder's record names; a model that was not exported here has none."""

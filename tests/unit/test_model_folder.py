@@ -29,6 +29,7 @@ def test_the_weights_id_is_of_content_and_nothing_else(tmp_path):
     (second / "manifest.json").write_text('{"finished_at": "today"}')
     assert weights_id(first) == weights_id(second)
     assert len(weights_id(first)) == 16
+    assert len({weights_id(first), weights_id(first, "own"), weights_id(first, "janus")}) == 3
     (second / "chat_template.jinja").write_text("{{ bos_token }}")
     assert weights_id(first) != weights_id(second)
     (second / "chat_template.jinja").unlink()

@@ -30,10 +30,12 @@ def test_a_port_in_use_is_refused(tmp_path):
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="not a model folder"):
+    with pytest.raises(CheckpointError, match="no such folder"):
         check_before_start(recipe(tmp_path / "absent", port=free_port()))
+    with pytest.raises(CheckpointError, match="not a model folder"):
+        check_before_start(recipe(tmp_path, port=free_port()))
     (tmp_path / "config.json").write_text(json.dumps({}))
-    with pytest.raises(CheckpointError, match=r"no janus_template\.json"):
+    with pytest.raises(CheckpointError, match=r"no janus_template\.json.*chat_template = \"own\""):
         check_before_start(recipe(tmp_path, port=free_port()))
 
 
@@ -83,5 +85,6 @@ def test_the_job_refuses_in_one_line(run_job_process, tmp_path):
     recipe_file.write_text(f'[[models]]\nmodel_id = "m"\npath = "{tmp_path}/absent"\n')
     finished = run_job_process("serve", recipe_file, "--set", f"port={free_port()}")
     assert finished.returncode == 2
-    assert finished.stderr == f"error: {tmp_path}/absent: not a model folder (no config.json)\n"
+    assert finished.stderr.startswith(f"error: model {tmp_path}/absent: no such folder")
+    assert finished.stderr.count("\n") == 1
     assert finished.stdout == ""
