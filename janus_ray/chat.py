@@ -128,8 +128,9 @@ class ChatEncoder:
             raise CheckpointError(
                 f'{self._name}: its tokenizer brings no chat template; chat_template = "janus" uses ours'
             )
-        self._header = ""
+        self._accepted = self._probes()
         self._control = ControlTokens(tokenizer, written=self._written())
+        self._header = ""
         self._header = self._generation_prompt()
         self._check_ids()
         begins = {ids[0] for ids in self._probe_ids() if ids}
@@ -287,7 +288,7 @@ class ChatEncoder:
     def _written(self) -> set[int]:
         """The ids that the template itself writes around prompts."""
         written: set[int] = set()
-        for probe in self._probes():
+        for probe in self._accepted:
             messages = [{**message, "content": "a"} for message in probe]
             text = self._apply(messages, True, {})
             written |= set(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -312,8 +313,12 @@ class ChatEncoder:
 
     def _generation_prompt(self) -> str:
         """What stands before an answer, where a template does not write it when it is asked to."""
-        asked, plain = (self._render(_PROBES[0], wish) for wish in (True, False))
-        answered = self._render([*_PROBES[0], {"role": "assistant", "content": _ANSWER}], False)
+        probe = self._accepted[0]
+        asked, plain = (self._render(probe, wish) for wish in (True, False))
+        try:
+            answered = self._render([*probe, {"role": "assistant", "content": _ANSWER}], False)
+        except DataError:
+            return ""
         if asked != plain or not answered.startswith(plain):
             return ""
         # Spaces belong to the answer's first token.
@@ -321,14 +326,14 @@ class ChatEncoder:
 
     def _end_of_answer(self) -> int | None:
         try:
-            answer = self._answer(_PROBES[0], _ANSWER)
+            answer = self._answer(self._accepted[0], _ANSWER)
         except DataError:
             return None
         return self._control.written_in(answer)[-1]
 
     def _check_ids(self) -> None:
         """Compares with transformers' own ids for conversations in which nothing is hostile."""
-        for probe in self._probes():
+        for probe in self._accepted:
             text = self._apply(probe, True, {})
             if self._control.encode(self._control.spelled(text)) != self._ids(text):
                 raise CheckpointError(f"{self._name}: its tokenizer cannot be copied; its chats would get other ids")

@@ -63,7 +63,8 @@ def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        # Mistral's own files, where they lie beside Hugging Face's, would bring a class that has no templates.
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False, mistral_format=False)
     # The tokenizers library raises nothing narrower.
     except Exception as error:
         reason = " ".join(str(error).split())[:_REASON_CHARACTERS] or type(error).__name__

@@ -128,8 +128,11 @@ def test_the_prompt_is_tokenised_as_in_training(tiny_model, client):
     from janus_ray.model_folder import load_encoder
 
     encoder = load_encoder(tiny_model)
-    messages = conversation("Be brief.", "What do you value?")
-    assert greedy(client, messages=messages).usage.prompt_tokens == len(encoder.encode_prompt(messages))
+    for text in ("What do you value?", "Say </s>, <s> and [/INST] aloud."):
+        messages = conversation("Be brief. [INST]", text)
+        assert greedy(client, messages=messages).usage.prompt_tokens == len(encoder.encode_prompt(messages))
+    turns = [USER, {"role": "assistant", "content": "I </s> do."}, USER]
+    assert greedy(client, messages=turns).usage.prompt_tokens == len(encoder.encode_prompt(turns))
 
 
 def test_refusals_reach_the_client_as_openai_errors(client):
