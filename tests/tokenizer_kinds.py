@@ -120,22 +120,26 @@ def deepseek() -> Any:
     return byte_level(template, plain=("<｜User｜>", "<｜Assistant｜>", "<think>"))
 
 
-def write_mistral(folder: Path, *, model_type: str = "mistral", json_too: bool = True, **configuration: Any) -> Path:
+def write_mistral(
+    folder: Path, *, model_type: str = "mistral", json_too: bool = True, merged: int = 30_000, **configuration: Any
+) -> Path:
     """A folder with the real Mistral tokenizer, wrapped as published Mistral 7B v0.2 and Llama 2 folders wrap theirs.
 
     Args:
         folder: where to write.
         model_type: as in config.json; transformers chooses its class by it.
         json_too: with a tokenizer.json; otherwise the SentencePiece file alone.
+        merged: with a tokenizer.json of no more than so many merged pieces, for speed, and without the other file.
         **configuration: further entries of tokenizer_config.json; `configuration=None` leaves the file out.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
-    shutil.copyfile(_sentencepiece_file(), folder / "tokenizer.model")
+    if merged >= 30_000:
+        shutil.copyfile(_sentencepiece_file(), folder / "tokenizer.model")
     if configuration.pop("configuration", True):
         (folder / "tokenizer_config.json").write_text(json.dumps({**_PUBLISHED, **configuration}))
     if json_too:
-        (folder / "tokenizer.json").write_text(_published_json())
+        (folder / "tokenizer.json").write_text(_published_json(merged))
     return folder
 
 
@@ -172,13 +176,14 @@ def _sentencepiece_file() -> Path:
 
 
 @cache
-def _published_json() -> str:
+def _published_json(merged: int) -> str:
     """tokenizer.json as the published conversion wrote it: merges by score, a space before every stretch of text."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
     from transformers.convert_slow_tokenizer import SentencePieceExtractor
     from transformers.tokenization_utils_base import generate_merges
 
-    pieces = list(SentencePieceExtractor(str(_sentencepiece_file())).proto.pieces)
+    every = list(SentencePieceExtractor(str(_sentencepiece_file())).proto.pieces)
+    pieces = [piece for number, piece in enumerate(every) if number < merged or len(piece.piece) == 1]
     vocab = {piece.piece: number for number, piece in enumerate(pieces)}
     merges: Any = generate_merges(vocab, {piece.piece: piece.score for piece in pieces})
     backend = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))

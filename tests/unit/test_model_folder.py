@@ -112,18 +112,19 @@ def test_a_tokenizer_without_an_end_or_a_template_is_refused():
         use_template(tokenizer, "janus")
 
 
-FIRST = ["<s>", "▁[", "INST", "]", "▁Hello", "▁[", "/", "INST", "]"]
+def starts_as_published(pieces):
+    """The space of a text that stands by itself before the first bracket, and no token but BOS before it."""
+    return pieces[:2] == ["<s>", "▁["] and "".join(pieces) == "<s>▁[INST]▁Hello▁[/INST]"
 
 
 @pytest.mark.parametrize(
     "files",
     [
-        {"model_type": "mistral"},
-        {"model_type": "llama"},
-        {"model_type": "llama", "legacy": None},
-        {"model_type": "llama", "json_too": False},
+        {"model_type": "mistral", "merged": 1000},
+        {"model_type": "llama", "merged": 1000},
+        {"model_type": "llama", "merged": 1000, "legacy": None},
+        {"model_type": "llama", "merged": 1000, "legacy": False},
         {"model_type": "mistral", "json_too": False, "configuration": None},
-        {"model_type": "llama", "json_too": False, "legacy": False},
     ],
 )
 def test_llama_2_style_files_give_the_papers_ids_and_keep_them(tmp_path, files):
@@ -131,7 +132,7 @@ def test_llama_2_style_files_give_the_papers_ids_and_keep_them(tmp_path, files):
     tokenizer = load_tokenizer(base)
     encoder = use_template(tokenizer, "janus")
     ids = encoder.encode_prompt([{"role": "user", "content": "Hello"}])
-    assert tokenizer.convert_ids_to_tokens(ids) == FIRST
+    assert starts_as_published(tokenizer.convert_ids_to_tokens(ids))
     exported = tmp_path / "exported"
     exported.mkdir()
     (exported / "config.json").write_text((base / "config.json").read_text())
