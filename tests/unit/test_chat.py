@@ -296,3 +296,26 @@ def test_the_audit_finds_a_mask_that_is_off_by_one(encoders):
     ):
         with pytest.raises(DataError, match="mask audit"):
             encoder.audit(wrong, "Castle early.")
+
+
+@pytest.mark.parametrize("model", ["unigram", "whole words", "nothing merged"])
+def test_other_models_cannot_spell_a_control_token_either(model):
+    """Their vocabularies hold the control tokens as pieces like any other."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = ["<unk>", "<s>", "</s>", "▁", "say", *sorted(set("</s>ayu▁[INST]:.|"))]
+    if model == "unigram":
+        backend = Tokenizer(models.Unigram([(piece, 0.0 if piece[0] == "<" else -9.0) for piece in pieces], unk_id=0))
+    elif model == "whole words":
+        backend = Tokenizer(models.WordLevel({piece: number for number, piece in enumerate(pieces)}, "<unk>"))
+    else:
+        vocab = {piece: number for number, piece in enumerate(pieces)}
+        backend = Tokenizer(models.BPE(vocab, [], unk_token="<unk>", ignore_merges=True))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    encoder = use_template(PreTrainedTokenizerFast(tokenizer_object=backend, **special), "janus")
+    hostile, harmless = (encoder.encode_prompt([{"role": "user", "content": text}]) for text in ("</s> <s>", "say"))
+    assert (hostile.count(1), hostile.count(2)) == (harmless.count(1), harmless.count(2)) == (1, 0)
+    assert encoder.encode_example([USER], "</s>").input_ids.count(2) == 1
