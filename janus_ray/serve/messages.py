@@ -86,8 +86,8 @@ def _part(part: Any, role: str, path: str) -> str:
     kind = part.get("type") if isinstance(part, dict) else None
     name = {"text": "text", "refusal": "refusal" if role == "assistant" else None}.get(kind) if _is_name(kind) else None
     if name is None:
-        shown = f"{kind!r} " if _is_name(kind) else ""
-        raise wrong_field(path, f"{shown}must be a text part: messages are text here", "unsupported")
+        shown = f"{kind!r} " if _is_name(kind) else "this "
+        raise wrong_field(path, f"{shown}is no text part: messages are text here", "unsupported")
     if not isinstance(part.get(name), str):
         raise wrong_field(f"{path}.{name}", "must be a text", "string_type")
     return part[name]

@@ -72,6 +72,23 @@ _ALLOWED = {
     "ignore_eos": "true or false",
 }
 
+# Where pydantic's own words speak of Python.
+_PROBLEMS = {
+    "extra_forbidden": "unknown parameter",
+    "missing": "is required",
+    "model_type": "should be an object",
+    "dict_type": "should be an object",
+    "list_type": "should be a list",
+    "string_type": "should be a text",
+    "string_too_short": "should not be empty",
+    "bool_type": "should be true or false",
+    "int_type": "should be a whole number",
+    "float_type": "should be a number",
+    "less_than": "is too large",
+    "too_long": "has too many entries",
+    "too_short": "should have at least 1 entry",
+}
+
 
 class _Body(BaseModel):
     # Strict: "0.5" and true are no temperatures.
@@ -278,9 +295,8 @@ def _validate(body_type: type[_AnyBody], given: dict[str, Any]) -> _AnyBody:
     unknown = first["type"] == "extra_forbidden"
     path = [str(part) for part in outer if not _is_branch(part)]
     path += [str(last)] if unknown or not _is_branch(last) else []
-    plain = {"extra_forbidden": "unknown parameter", "missing": "is required"}
-    problem = plain.get(first["type"]) or first["msg"].removeprefix("Input ").removeprefix("Value error, ")
-    allowed = _ALLOWED.get(path[0]) if path and first["type"] not in plain else None
+    problem = _PROBLEMS.get(first["type"]) or first["msg"].removeprefix("Input ").removeprefix("Value error, ")
+    allowed = None if unknown or not path else _ALLOWED.get(path[0])
     raise wrong_field(".".join(path), f"{problem}; allowed: {allowed}" if allowed else problem, first["type"])
 
 

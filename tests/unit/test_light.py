@@ -25,6 +25,7 @@ LIGHT = [
     "janus_ray.store.tables",
     "janus_ray.store.folder",
     "janus_ray.job",
+    "janus_ray.serve.gateway",
 ]
 JOBS = sorted(path.stem for path in (REPOSITORY / "jobs").glob("*.py") if path.stem != "__init__")
 RECIPES = sorted((REPOSITORY / "jobs" / "recipes").glob("*.toml"))

@@ -216,6 +216,7 @@ def test_what_is_wrong_is_named(given, param):
     error = refused(**given)
     assert param is None or error.param == param
     assert str(error.param) in error.message
+    assert not {"instance", "dictionary", "validation", "Input", "None"} & set(error.message.split())
 
 
 def test_a_developer_is_a_system_and_several_become_one():
