@@ -113,14 +113,11 @@ def test_a_conversation_goes_on_as_the_sdk_gives_it_back(client):
 
 
 def test_an_answer_follows_a_schema(client):
-    schema = {"type": "object", "properties": {"yes": {"type": "boolean"}}, "required": ["yes"]}
-    answer = greedy(
-        client,
-        max_tokens=60,
-        response_format={"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}},
-    )
+    # Between brackets a random model may write blanks for ever; here there are none.
+    choice = {"name": "answer", "schema": {"enum": ["short", "long"]}, "strict": True}
+    answer = greedy(client, max_tokens=60, response_format={"type": "json_schema", "json_schema": choice})
     assert answer.choices[0].finish_reason == "stop"
-    assert isinstance(json.loads(answer.choices[0].message.content)["yes"], bool)
+    assert json.loads(answer.choices[0].message.content) in ("short", "long")
 
 
 def test_the_prompt_is_tokenised_as_in_training(tiny_model, client):
