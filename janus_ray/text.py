@@ -23,6 +23,12 @@ def well_formed(text: str) -> str:
     return text
 
 
+def one_line(text: str, most: int = 300) -> str:
+    """The text as one printable line: what comes from outside must not steer a terminal or a log."""
+    shown = "".join(character if character.isprintable() else " " for character in well_formed(text[: 8 * most]))
+    return " ".join(shown.split())[:most]
+
+
 def well_formed_values(value: Any) -> Any:
     """`well_formed` for every text inside lists and dictionaries, keys included; other values as they are."""
     if isinstance(value, str):

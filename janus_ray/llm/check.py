@@ -14,7 +14,7 @@ from janus_ray.llm.client import TRANSPORT_ERRORS, chat_body, http_client, why
 from janus_ray.llm.endpoint import Endpoint
 from janus_ray.llm.faults import fault_message, kind_of, parsed
 from janus_ray.llm.request import LLMRequest, Sampling
-from janus_ray.text import well_formed
+from janus_ray.text import one_line, well_formed
 
 _LIST_TIMEOUT_S, _REQUEST_TIMEOUT_S = 15.0, 60.0
 # Enough for models that refuse a smaller limit.
@@ -59,7 +59,7 @@ def check_endpoint(endpoint: Endpoint, role: str) -> str | None:
         except openai.APITimeoutError:
             raise ConfigError(f"{role}: {endpoint.url} does not answer in time") from None
         except TRANSPORT_ERRORS as error:
-            raise ConfigError(f"{role}: {endpoint.url} cannot be reached ({why(error)})") from None
+            raise ConfigError(f"{role}: {endpoint.url} cannot be reached ({one_line(why(error))})") from None
         if listed is None or endpoint.model not in listed:
             _try_one_request(client, endpoint, role, listed)
     return (listed or {}).get(endpoint.model)
@@ -76,10 +76,12 @@ def listed_models(content: bytes) -> dict[str, str | None] | None:
     models: dict[str, str | None] = {}
     for entry in entries:
         fields = entry if isinstance(entry, dict) else {"id": entry}
-        name = next((fields[key] for key in ("id", "name", "model") if isinstance(fields.get(key), str)), "")
+        name = well_formed(
+            next((fields[key] for key in ("id", "name", "model") if isinstance(fields.get(key), str)), "")
+        )
         weights_id = fields.get("weights_id")
         if name:
-            models[well_formed(name)] = well_formed(weights_id) if isinstance(weights_id, str) and weights_id else None
+            models[name] = well_formed(weights_id) if isinstance(weights_id, str) and weights_id else None
     return models
 
 
@@ -100,7 +102,7 @@ def _try_one_request(
         _judge(endpoint, role, listed, kind_of(error.status_code, fault), fault_message(error.status_code, fault))
         return
     except TRANSPORT_ERRORS as error:
-        _warn(endpoint, role, listed, f"did not answer one request within {timeout_s:g} s ({why(error)})")
+        _warn(endpoint, role, listed, f"did not answer one request within {timeout_s:g} s ({one_line(why(error))})")
         return
     outcome = read_answer(response.content, keep_truncated=True).outcome
     if outcome.error_kind == "server" and "choices" not in _fields(response.content):
@@ -110,12 +112,13 @@ def _try_one_request(
 
 def _judge(endpoint: Endpoint, role: str, listed: dict[str, str | None] | None, kind: str | None, message: str) -> None:
     """What one answer says about the model."""
+    message = one_line(message)
     if kind == "auth":
         raise _key_rejected(endpoint, role)
     if kind == "quota":
         raise ConfigError(f"{role}: {endpoint.url}: {message}")
     if kind == "bad_request" and listed:
-        names = ", ".join(list(listed)[:10])
+        names = one_line(", ".join(list(listed)[:10]))
         raise ConfigError(
             f"{role}: {endpoint.url} has no model {endpoint.model!r}; it has: {names} (one request: {message})"
         )
@@ -130,7 +133,7 @@ def _judge(endpoint: Endpoint, role: str, listed: dict[str, str | None] | None, 
 def _warn(endpoint: Endpoint, role: str, listed: dict[str, str | None] | None, found: str) -> None:
     """Says that the name was not in the list; an endpoint without a list is nothing to speak of."""
     if listed:
-        names = ", ".join(list(listed)[:3])
+        names = one_line(", ".join(list(listed)[:3]))
         print(f"warning: {role}: {endpoint.url} lists {names}, not {endpoint.model!r}; it {found}", flush=True)
 
 

@@ -90,7 +90,7 @@ class Endpoint(Recipe):
         Not the port and not the scheme: the same server comes back on another port and answers the same.
         """
         parts = urlsplit(self.base_url)
-        return f"{parts.hostname or self.base_url}{parts.path.rstrip('/')}"
+        return f"{parts.hostname}{parts.path}" if parts.hostname else self.base_url
 
     def reached(self, *, served_at: str | None = None, weights_id: str | None = None) -> ReachedEndpoint:
         """The same endpoint with what a job found out about it; what it knew already stays."""

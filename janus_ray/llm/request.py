@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from janus_ray.chat import Message
 from janus_ray.records import Status, canonical_json
-from janus_ray.text import well_formed, well_formed_values
+from janus_ray.text import one_line, well_formed_values
 
 # rate_limit  429                            overload and connection trouble is retried, see client.py
 # server      5xx, or an answer that is not a chat completion
@@ -106,10 +106,7 @@ class Completion:
     @classmethod
     def failure(cls, kind: ErrorKind, message: str, attempts: int, usage: Usage | None = None) -> Completion:
         """An error outcome; the message is kept to one printable line of at most 300 characters."""
-        # Providers' words come from outside: nothing in them may steer a terminal.
-        shown = "".join(c if c.isprintable() else " " for c in well_formed(message[:2000]))
-        line = " ".join(shown.split())[:300]
-        return cls("error", error_kind=kind, error_message=line, attempts=attempts, usage=usage or Usage())
+        return cls("error", error_kind=kind, error_message=one_line(message), attempts=attempts, usage=usage or Usage())
 
     def from_ledger(self) -> Completion:
         """The same outcome, marked as not paid for again."""

@@ -358,7 +358,8 @@ def test_seeds_depend_on_their_parts_only():
 def test_the_miniatures_server_starts_serves_and_ends_with_the_block():
     with started(Endpoint(base_url="miniature", model=TEACHER)) as endpoint:
         assert endpoint.url.startswith("http://127.0.0.1:")
-        check_endpoint(endpoint, "teacher")
+        weights_id = check_endpoint(endpoint, "teacher")
+        assert weights_id and weights_id == check_endpoint(endpoint, "teacher")
         check_endpoint(endpoint.model_copy(update={"model": JUDGE}), "judge")
     with pytest.raises(ConfigError, match="cannot be reached"):
         check_endpoint(endpoint, "teacher")

@@ -28,7 +28,7 @@ from janus_ray.text import well_formed
 from tests.loopback import Reply, loopback
 
 OVER_HTTP = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-DIRECTLY = settings(OVER_HTTP, max_examples=150)
+DIRECTLY = settings(OVER_HTTP, max_examples=80)
 NUMBER = itertools.count()
 POLICY = RetryPolicy(base_s=1e-6, cap_s=1e-6, told_cap_s=1e-6)
 
@@ -69,19 +69,17 @@ def hostile(tmp_path_factory):
         ledger = Ledger(tmp_path_factory.mktemp("hostile"))
         endpoint = Endpoint(base_url=server.url, model="m", max_attempts=1, max_wait_s=1e-9)
 
+        async def opened() -> ChatClient:
+            return ChatClient(endpoint, ledger, retry=POLICY)
+
+        client = runner.run(opened())
+
         def ask(request: LLMRequest, body: str | bytes, status: int = 200, **headers: str) -> Completion:
             reply.body, reply.status, reply.headers = body, status, headers
-
-            async def complete() -> Completion:
-                client = ChatClient(endpoint, ledger, retry=POLICY)
-                try:
-                    return await client.complete(request)
-                finally:
-                    await client.close()
-
-            return runner.run(complete())
+            return runner.run(client.complete(request))
 
         yield ask
+        runner.run(client.close())
 
 
 def looks_sound(outcome: Completion) -> None:

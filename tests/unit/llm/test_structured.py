@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -16,6 +17,8 @@ from tests.loopback import Reply, chat_reply, loopback
 
 
 class Answer(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
     number: int
 
 
@@ -25,13 +28,14 @@ class Named(BaseModel):
     name: str
 
 
-async def ask(server, max_reasks=2, client=None):
-    client = client or ChatClient(Endpoint(base_url=server.url, model="m"))
-    request = LLMRequest("stage", ({"role": "user", "content": "a number"},))
+async def ask(server, max_reasks=2, client=None, text="a number"):
+    given, client = client, client or ChatClient(Endpoint(base_url=server.url, model="m"))
+    request = LLMRequest("stage", ({"role": "user", "content": text},))
     try:
         return await complete_structured(client, request, Answer, max_reasks)
     finally:
-        await client.close()
+        if given is None:
+            await client.close()
 
 
 async def test_a_wrong_answer_is_asked_again_with_its_error():
@@ -168,6 +172,16 @@ async def test_the_response_format_is_found_once_and_said_in_one_line(accepted, 
     assert (json.dumps(Answer.model_json_schema()) in last) == (accepted != ("json_schema",))
 
 
+async def test_requests_on_their_way_together_find_the_format_together(capsys):
+    with loopback(refusing(("none",))) as server:
+        client = ChatClient(Endpoint(base_url=server.url, model="m"))
+        answers = await asyncio.gather(*(ask(server, client=client, text=str(n)) for n in range(5)))
+        await client.close()
+    assert {answer for answer, _ in answers} == {Answer(number=4)}
+    assert len(server.requests) <= 15
+    assert capsys.readouterr().out.count("\n") == 1
+
+
 async def test_a_400_for_another_reason_changes_no_format_and_a_second_refusal_is_final():
     with loopback(lambda n, body: Reply({"error": {"message": "prompt is too long"}}, 400)) as server:
         answer, outcome = await ask(server)
@@ -183,3 +197,4 @@ async def test_the_key_of_a_request_does_not_depend_on_the_format_that_was_found
             client = ChatClient(Endpoint(base_url=server.url, model="m"), Ledger(tmp_path))
             _, outcome = await ask(server, client=client)
             assert outcome.sent == sent
+            await client.close()
