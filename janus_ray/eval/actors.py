@@ -23,18 +23,22 @@ class EndpointClient:
     """One client process: a share of an endpoint's limit, and a ledger."""
 
     def __init__(self, endpoint: dict[str, Any], ledger: str, max_concurrency: int) -> None:
-        """Opens the ledger and the client."""
-        self._client = ChatClient(
-            ReachedEndpoint.model_validate(endpoint), Ledger(ledger), max_concurrency=max_concurrency
-        )
+        """Keeps what is needed: an error in an actor's constructor would not reach the job as what it is."""
+        self._endpoint = ReachedEndpoint.model_validate(endpoint)
+        self._ledger = ledger
+        self._max_concurrency = max_concurrency
+        self._client: ChatClient | None = None
 
     async def complete(self, requests: Sequence[LLMRequest]) -> list[Completion]:
         """The outcomes of some requests, in their order."""
-        return list(await asyncio.gather(*(self._client.complete(request) for request in requests)))
+        if self._client is None:
+            self._client = ChatClient(self._endpoint, Ledger(self._ledger), max_concurrency=self._max_concurrency)
+        client = self._client
+        return list(await asyncio.gather(*(client.complete(request) for request in requests)))
 
     def notices(self) -> list[str]:
         """What the client would have a person know."""
-        return self._client.take_notices()
+        return self._client.take_notices() if self._client else []
 
 
 def complete_all(

@@ -116,11 +116,11 @@ def _of_text(text: str, thought: bool, reason: str, usage: Usage, keep_truncated
 
 def _choice(body: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The first choice and its message."""
-    choices = body.get("choices") if isinstance(body, dict) and not body.get("error") else None
+    choices = body.get("choices") if isinstance(body, dict) and not _is_error(body.get("error")) else None
     choice = choices[0] if isinstance(choices, list) and choices else None
     if not isinstance(choice, dict):
         raise _Malformed
-    if choice.get("error"):
+    if _is_error(choice.get("error")):
         # The body stands for its error from here on.
         body["error"] = choice["error"]
         raise _Malformed
@@ -130,6 +130,11 @@ def _choice(body: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     if not isinstance(message, dict):
         raise _Malformed
     return choice, message
+
+
+def _is_error(field: Any) -> bool:
+    """Whether an error field says anything; some servers send an empty form along."""
+    return bool(field) and not (isinstance(field, dict) and not any(field.values()))
 
 
 def _content(message: dict[str, Any]) -> tuple[str, bool, str]:

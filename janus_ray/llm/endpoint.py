@@ -71,6 +71,12 @@ class Endpoint(Recipe):
             raise ValueError("must be a model id without spaces around it or control characters")
         return value
 
+    @field_validator("omit")
+    @classmethod
+    def _in_one_order(cls, value: tuple[Parameter, ...]) -> tuple[Parameter, ...]:
+        # Equal sets are equal recipes.
+        return tuple(sorted(set(value)))
+
     @field_validator("api_key_env")
     @classmethod
     def _is_a_name(cls, value: str | None) -> str | None:

@@ -182,7 +182,8 @@ def test_an_error_with_http_200_is_the_error_that_it_names(answer, kind, words):
     beside = json.loads(body("an answer"))
     if isinstance(answer, dict) and "error" in answer:
         assert read(json.dumps(beside | answer).encode()).error_kind == kind
-    assert read(json.dumps(beside | {"error": None}).encode()).text == "an answer"
+    for none in (None, {}, "", False, {"code": None, "message": None}):
+        assert read(json.dumps(beside | {"error": none}).encode()).text == "an answer"
 
 
 @pytest.mark.parametrize(

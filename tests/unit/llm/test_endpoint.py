@@ -60,6 +60,11 @@ def test_what_a_job_finds_out_is_not_offered_to_people(tmp_path):
     assert "weights_id" not in str(refused.value)
 
 
+def test_what_is_left_out_is_a_set():
+    values = {"base_url": "http://h/v1", "model": "m", "omit": ["top_p", "seed", "top_p"]}
+    assert validate(Endpoint, values, "recipe").omit == ("seed", "top_p")
+
+
 @pytest.mark.parametrize("url", ["http://h:8000/v1/", " https://H/v1", "HTTP://[::1]:80/v1", "miniature"])
 def test_addresses_that_are_fine(url):
     assert validate(Endpoint, {"base_url": url, "model": "m"}, "recipe").base_url == url.strip().rstrip("/")
