@@ -29,7 +29,7 @@ from janus_ray.llm.endpoint import Endpoint, ReachedEndpoint
 from janus_ray.llm.ledger import Ledger
 from janus_ray.progress import ProgressLine
 from janus_ray.records import COLLECTION, INSTRUCTIONS, Instruction
-from janus_ray.store.folder import OutputFolder, read_manifest
+from janus_ray.store.folder import Input, OutputFolder, read_manifest
 from janus_ray.store.tables import read_parquet, write_parquet
 
 if TYPE_CHECKING:
@@ -96,14 +96,18 @@ def collect(recipe: CollectRecipe, teacher: Endpoint, if_exists: IfExists) -> di
     """
     instructions, source_counts = read_instructions(recipe.sources)
     folder = OutputFolder(recipe.output_dir, recipe, if_exists)
-    inputs = {f"source_{index}": source.path for index, source in enumerate(recipe.sources)}
+    inputs: dict[str, Any] = {f"source_{index}": source.path for index, source in enumerate(recipe.sources)}
+    asked = None
+    if folder.finished and _has_named_weights(read_manifest(folder.path).get("inputs")):
+        # Made by weights that are known: a teacher that was retrained under its name makes another collection.
+        asked = _asked(teacher, inputs)
     if folder.finished_with(inputs):
         manifest = read_manifest(folder.path)
         if not manifest["counts"]["rows_failed"]:
             print(f"{folder.path}: already finished, {manifest['counts']['rows_ok']} rows; 0 requests sent")
             return manifest
         print(f"{folder.path}: trying {manifest['counts']['rows_failed']} failed rows again")
-    teacher = teacher.reached(weights_id=check_endpoint(teacher, "teacher"))
+    teacher = asked or _asked(teacher, inputs)
     print(f"collect: {len(instructions)} instructions x {recipe.num_sets} preference sets from {teacher.model}")
     with ray_cluster(recipe.ray, recipe.client_actors + 1, f"collect with {recipe.client_actors} client actors"):
         folder.begin()
@@ -121,6 +125,18 @@ def collect(recipe: CollectRecipe, teacher: Endpoint, if_exists: IfExists) -> di
     )
     _print_summary(manifest["counts"], folder.path)
     return manifest
+
+
+def _asked(teacher: Endpoint, inputs: dict[str, Any]) -> Endpoint:
+    """The teacher as it answers now; where it tells its weights, they are an input of the collection."""
+    reached = teacher.reached(weights_id=check_endpoint(teacher, "teacher"))
+    if reached.weights_id:
+        inputs["teacher"] = Input(f"{teacher.base_url} {teacher.model}", reached.weights_id)
+    return reached
+
+
+def _has_named_weights(inputs: object) -> bool:
+    return isinstance(inputs, dict) and "teacher" in inputs
 
 
 def _annotated(

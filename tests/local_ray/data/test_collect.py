@@ -144,7 +144,8 @@ def test_a_ledger_that_cannot_be_written_ends_the_job_in_one_line_and_a_resume_f
             return Reply({"error": {"message": "unknown parameter", "param": "response_format"}}, 400)
         return chat_reply(miniature_teacher.answer(body["messages"], body["seed"]))
 
-    with loopback(answer, models=(TEACHER,)) as server:
+    listed = Reply({"data": [{"id": TEACHER, "weights_id": "first"}]})
+    with loopback(answer, models=listed) as server:
         recipe = recipe_for(tmp_path, 3, teacher={"base_url": server.url})
         with pytest.raises(GenerationError, match="not yet"):
             collect(recipe, recipe.teacher, "fail")
@@ -156,9 +157,14 @@ def test_a_ledger_that_cannot_be_written_ends_the_job_in_one_line_and_a_resume_f
             collect(recipe, recipe.teacher, "resume")
         ledger.unlink()
         capsys.readouterr()
+        paid = len(server.requests)
         assert collect(recipe, recipe.teacher, "resume")["counts"]["rows_ok"] == 9
-    said = [line for line in capsys.readouterr().out.splitlines() if "response_format" in line]
-    assert len(said) == 1
+        said = [line for line in capsys.readouterr().out.splitlines() if "response_format" in line]
+        assert len(said) == 1
+        assert collect(recipe, recipe.teacher, "resume")["counts"]["requests_sent"] == len(server.requests) - paid
+        # A teacher that was trained anew under its name is another teacher.
+        listed.body = {"data": [{"id": TEACHER, "weights_id": "second"}]}
+        assert collect(recipe, recipe.teacher, "resume")["counts"]["requests_sent"] >= 3 * 7
     assert "refuses response_format json_schema and json_object" in said[0]
 
 
