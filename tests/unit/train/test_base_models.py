@@ -20,6 +20,7 @@ from janus_ray.train.families import load_config
 from janus_ray.train.model import check_base_model, generation_defaults, skeleton
 from janus_ray.train.recipe import TrainRecipe
 from janus_ray.train.weights import check_weights
+from tests.hub import Repository, folder_files, reached
 from tests.tiny import write_collection, write_model
 
 
@@ -320,18 +321,46 @@ def test_the_placeholder_of_an_image_needs_no_embedding(base):
     check_base_model(recipe_for(base))
 
 
-def test_a_refusal_comes_before_ray_and_before_the_folder_is_begun(base, tmp_path, monkeypatch):
+class RayStartedError(Exception):
+    """The driver found nothing to refuse."""
+
+
+@pytest.fixture
+def driver(tmp_path, monkeypatch):
+    """Runs the driver up to where Ray would start."""
+
     def started(*_, **__):
-        raise AssertionError("Ray was started")
+        raise RayStartedError
 
     monkeypatch.setattr(run, "ray_cluster", started)
-    change_weights(base, drop_layer)
     collection = write_collection(tmp_path / "rows", 3)
-    recipe = recipe_for(base, collection=str(collection), output_dir=str(tmp_path / "run"))
+
+    def drive(base_model):
+        run.train(recipe_for(base_model, collection=str(collection), output_dir=str(tmp_path / "run")), "fail")
+
+    return drive
+
+
+def test_a_refusal_comes_before_ray_and_before_the_folder_is_begun(base, tmp_path, driver):
+    with pytest.raises(RayStartedError):
+        driver(base)
+    change_weights(base, drop_layer)
     with pytest.raises(CheckpointError, match="weights are missing"):
-        run.train(recipe, "fail")
+        driver(base)
     assert not (tmp_path / "run" / "manifest.json").exists()
     assert not (tmp_path / "run" / "packed").exists()
+
+
+def test_a_published_base_model_is_checked_like_a_folder(base, tmp_path, driver, monkeypatch):
+    whole = Repository("some-org/whole", folder_files(base))
+    change_weights(base, drop_layer)
+    with reached(monkeypatch, tmp_path / "cache", whole, Repository("some-org/part", folder_files(base))):
+        with pytest.raises(RayStartedError):
+            driver("some-org/whole")
+        with pytest.raises(CheckpointError, match="weights are missing"):
+            driver("some-org/part")
+        with pytest.raises(CheckpointError, match="model some-org/none: no such folder here"):
+            driver("some-org/none")
 
 
 def test_every_end_of_the_base_model_stays_one_and_its_sampling_does_not(base):
