@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import signal
+import socket
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,7 @@ from janus_ray.errors import ConfigError
 
 _GIB = 1024**3
 _REASON_CHARACTERS = 300
+_CONNECT_S = 10.0
 
 
 @contextmanager
@@ -56,7 +58,9 @@ def _connect(config: RayConfig) -> None:
     import ray
 
     arguments: dict[str, Any] = {"address": ray_address()}
-    if not arguments["address"]:
+    if arguments["address"]:
+        _check_somebody_listens(arguments["address"])
+    else:
         arguments = {
             "address": "local",
             "num_cpus": config.logical_cpus,
@@ -76,6 +80,24 @@ def _connect(config: RayConfig) -> None:
                 raise ConfigError(_why_not_started(error)) from None
         again = True
         print("ray: did not start in time, this machine seems busy; once more", flush=True)
+
+
+def _check_somebody_listens(address: str) -> None:
+    """Finds a wrong RAY_ADDRESS at once, where Ray itself tries for more than a minute.
+
+    Raises:
+        ConfigError: nothing listens there.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not (host and port.isascii() and port.isdecimal()):
+        # "auto", or something that Ray refuses in its own words.
+        return
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S):
+            pass
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ConfigError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({reason})") from None
 
 
 @contextmanager
@@ -102,8 +124,7 @@ def _is_slowness(error: Exception) -> bool:
 
 
 def _why_not_started(error: Exception) -> str:
-    reason = " ".join(next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).split())
-    reason = reason[:_REASON_CHARACTERS]
+    reason = " ".join(str(error).split())[:_REASON_CHARACTERS] or type(error).__name__
     if address := ray_address():
         if isinstance(error, ConnectionError):
             return f"RAY_ADDRESS={address}: no Ray cluster answers there ({reason})"

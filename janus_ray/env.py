@@ -11,7 +11,6 @@ Read by us:
     HF_HOME             where the hub's cache lies; HF_HUB_CACHE names the cache itself
     http_proxy          proxy for endpoints and the hub, with https_proxy and no_proxy; loopback is reached directly
     RAY_AUTH_MODE       "token" or "disabled"; a local cluster that we start takes "disabled" when it is unset
-    http_proxy, ...     as every HTTP library reads them, for endpoints elsewhere; this machine is reached directly
 
 API keys are read from the variable that an endpoint of the recipe names (`api_key_env`), at the moment they are
 needed, and are never written anywhere.

@@ -11,7 +11,6 @@ import os
 import select
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -22,8 +21,6 @@ from janus_ray.config import AnyRecipe, IfExists, load_recipe, resolved
 from janus_ray.env import log_level, native_log_path, reach_loopback_directly, set_quiet_defaults
 from janus_ray.errors import JanusError
 
-# How long a job that was told to stop may take to end Ray in order.
-_GRACE_S = 20.0
 _NATIVE_LOGS_KEPT_S = 24 * 3600.0
 _SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 # By name, because looking at them must not import Ray: what happened to a machine, not to our code.
@@ -34,15 +31,6 @@ _MACHINE_ERRORS = {
     "LocalRayletDiedError": "Ray's own process on this machine has ended",
     "NodeDiedError": "a machine of the Ray cluster has gone",
 }
-
-
-class Stopped(KeyboardInterrupt):
-    """A signal asks the job to end."""
-
-    def __init__(self, number: int) -> None:
-        """Keeps the signal's number."""
-        super().__init__(number)
-        self.exit_code = 128 + number
 
 
 def keep_native_logs_off_the_terminal() -> None:
@@ -90,26 +78,29 @@ def _for_a_person(error: BaseException | None) -> str | None:
     return None
 
 
-def stop_on_signals() -> None:
-    """From here on SIGINT and SIGTERM say one line and raise `Stopped`; a second one ends the process at once."""
+def end_on_signals() -> None:
+    """From here on SIGINT and SIGTERM say one line and end the process, with the exit code that shells expect.
 
-    def stop(number: int, _: FrameType | None) -> NoReturn:
+    At once, without taking anything down first: whatever a job writes is whole or absent, so that a resume goes on from
+    a power cut as well; Ray's processes end with ours; and where the whole process group was signalled, as `timeout`
+    does, they are gone already, and Ray's native threads answer that by SIGABRT in the middle of an orderly end.
+    """
+
+    def end(number: int, _: FrameType | None) -> NoReturn:
         for each in _SIGNALS:
             signal.signal(each, lambda *_: os._exit(128 + number))
-        # Also when the exception is lost in a callback, or Ray waits for something that never comes.
-        timer = threading.Timer(_GRACE_S, os._exit, [128 + number])
-        timer.daemon = True
-        timer.start()
         # Not print: the signal may have come in the middle of one.
         line = f"{_SIGNALS[signal.Signals(number)]}; run again with --if-exists resume to continue\n"
         with suppress(OSError):
             os.write(sys.stderr.fileno(), line.encode())
-        raise Stopped(number)
+        with suppress(OSError, RuntimeError):
+            sys.stdout.flush()
+        os._exit(128 + number)
 
     for each in _SIGNALS:
         # A shell without job control starts background jobs with SIGINT ignored, and means it.
         if signal.getsignal(each) != signal.SIG_IGN:
-            signal.signal(each, stop)
+            signal.signal(each, end)
 
 
 def job_arguments(doc: str | None) -> argparse.ArgumentParser:
@@ -140,7 +131,7 @@ def run_job(
     set_quiet_defaults()
     reach_loopback_directly()
     keep_native_logs_off_the_terminal()
-    stop_on_signals()
+    end_on_signals()
     try:
         recipe = load_recipe(recipe_type, parsed.recipes, parsed.overrides)
         if parsed.dry_run:
@@ -148,9 +139,6 @@ def run_job(
         else:
             run(recipe, parsed.if_exists)
         sys.stdout.flush()
-    except Stopped as stopped:
-        # Not sys.exit: native threads that are cut off in an orderly end of the interpreter abort it.
-        _leave(stopped.exit_code)
     # Broad, because this is the process boundary: what is not meant for a person is raised again.
     except Exception as error:
         if isinstance(error, OSError) and not _stdout_works():
@@ -159,7 +147,8 @@ def run_job(
                     "error: nobody reads standard output any more; run again with --if-exists resume to continue",
                     file=sys.stderr,
                 )
-            _leave(128 + signal.SIGPIPE)
+            # Not sys.exit, which would try once more to write what nobody reads.
+            os._exit(128 + signal.SIGPIPE)
         if (said := _for_a_person(error)) is None:
             raise
         print(f"error: {' '.join(said.splitlines())}", file=sys.stderr)
@@ -172,10 +161,3 @@ def _stdout_works() -> bool:
     poll = select.poll()
     poll.register(1, select.POLLOUT)
     return not any(events & (select.POLLERR | select.POLLHUP | select.POLLNVAL) for _, events in poll.poll(0))
-
-
-def _leave(code: int) -> NoReturn:
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):
-            stream.flush()
-    os._exit(code)

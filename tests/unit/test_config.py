@@ -264,20 +264,16 @@ class R(Recipe):
     'A number.'
 
 def wait():
-    try:
-        print('waiting', flush=True)
-        time.sleep(60)
-    finally:
-        print('put away', flush=True)
-        if sys.argv[-1] == 'n=6':
-            time.sleep(60)
+    print('begun', end='')
+    print(' and waiting', file=sys.stderr, flush=True)
+    time.sleep(60)
 
 def run(recipe, if_exists):
     if recipe.n == 1: raise DataError('row 7: broken')
     if recipe.n == 2: raise RuntimeError('ours')
     if recipe.n == 3: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), '/big/disk/part-0')
     if recipe.n == 4: raise DataError('no file ' + os.fsdecode(b'\\xff.jsonl'))
-    if recipe.n in (5, 6): wait()
+    if recipe.n == 5: wait()
     if recipe.n == 7: print('x' * 1_000_000)
     print('ran', recipe.n, if_exists)
 
@@ -322,15 +318,24 @@ def test_exit_codes_of_a_job(tmp_path):
 )
 def test_a_signal_is_one_line_and_its_exit_code(tmp_path, number, times, code, word):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    # The second job does not come to an end by itself.
-    with subprocess.Popen(**command(tmp_path, "--set", f"n={4 + times}"), **pipes) as process:
-        assert process.stdout.readline() == "waiting\n"
-        process.send_signal(number)
-        assert process.stdout.readline() == "put away\n"
-        if times == 2:
+    with subprocess.Popen(**command(tmp_path), **pipes) as process:
+        assert process.stderr.readline() == " and waiting\n"
+        for _ in range(times):
             process.send_signal(number)
         assert process.wait(30) == code
         assert process.stderr.read() == f"{word}; run again with --if-exists resume to continue\n"
+        # What was said before is not lost with the process.
+        assert process.stdout.read() == "begun"
+
+
+def test_a_job_that_a_shell_put_in_the_background_ignores_ctrl_c(tmp_path):
+    with subprocess.Popen(
+        **command(tmp_path), stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ) as process:
+        assert process.stderr.readline() == " and waiting\n"
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 143
 
 
 @pytest.mark.parametrize(
