@@ -31,6 +31,7 @@ _REQUEST_TAGS: Any = ("model", "status", "kind")
 _LATENCY_TAGS: Any = ("model", "kind")
 _RETRY_S = 1.0
 _WATCH_S = 1.0
+_CALL_S = 10.0
 # How often Serve looks whether a replica is alive; its own 10 s leave callers in the dark for that long.
 _HEALTH_CHECK_S = 2.0
 
@@ -121,11 +122,11 @@ class Gateway:
 
     async def _mark_ready(self, model_id: str) -> None:
         """Marks a model as ready, with the id of the weights that its replicas have loaded now."""
-        weights_id: Any = self._handles[model_id].options(method_name="weights_id").remote()
         try:
-            self._readiness.mark_ready(model_id, await weights_id)
-        except (RayError, RayServeException) as error:
+            weights_id = await asyncio.to_thread(_weights_id, self._handles[model_id])
+        except (RayError, RayServeException, TimeoutError) as error:
             raise Unavailable(type(error).__name__) from None
+        self._readiness.mark_ready(model_id, weights_id)
 
     async def _watch(self) -> None:
         """Follows which models have a running replica; Serve restarts those that died."""
@@ -149,3 +150,8 @@ class Gateway:
     def _count(self, model: str, status: int, kind: str, latency_ms: float) -> None:
         self._requests.inc(tags={"model": model, "status": f"{status // 100}xx", "kind": kind})
         self._latency_ms.observe(latency_ms, tags={"model": model, "kind": kind})
+
+
+def _weights_id(handle: DeploymentHandle) -> str:
+    # A broadcast goes past the queue, which may be full.
+    return handle.broadcast("weights_id").results(timeout_s=_CALL_S)[0]

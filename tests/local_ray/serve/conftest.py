@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,14 +23,18 @@ from janus_ray.serve.recipe import ServeRecipe
 MODEL = "tiny/model-1.0"
 
 
-def unfinished() -> int:
-    """Requests that the engine of the running endpoint has in its list."""
+def model_handle() -> Any:
+    """The replicas of the running endpoint, without the gateway before them."""
     from ray import serve
 
     from janus_ray.serve.app import APP_NAME
 
-    handle = serve.get_deployment_handle("model:tiny--model-1_0", APP_NAME)
-    return handle.counts.remote().result()["unfinished"]
+    return serve.get_deployment_handle("model:tiny--model-1_0", APP_NAME)
+
+
+def unfinished() -> int:
+    """Requests that the engine of the running endpoint has in its list."""
+    return model_handle().counts.remote().result()["unfinished"]
 
 
 @dataclass

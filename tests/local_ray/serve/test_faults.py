@@ -17,7 +17,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.local_ray.serve.conftest import MODEL, unfinished
+from tests.local_ray.serve.conftest import MODEL, model_handle, unfinished
 
 USER = {"role": "user", "content": "What do you value?"}
 LONG = {"model": MODEL, "messages": [USER], "max_tokens": 900, "ignore_eos": True}
@@ -87,6 +87,16 @@ async def test_a_burst_is_refused_where_it_costs_least(served):
         assert set(statuses) == {200, 429} and statuses[200] >= 2
         assert sum(status == 429 and not passed for status, passed in answers) > size / 2
     assert ask(served.url).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_request_that_fails_on_its_way_into_the_engine_leaves_no_entry(served, stream):
+    """The gateway would refuse this number; the engine lists the request, and then cannot hand it over."""
+    answer = model_handle().options(method_name="chat_json", stream=True)
+    body = {"model": MODEL, "messages": [USER], "max_tokens": 3, "top_k": 2**70, "stream": stream}
+    items = list(answer.remote(body))
+    assert [item["error"]["code"] for item in items] == [500]
+    assert unfinished() == 0
 
 
 async def test_callers_that_go_away_at_any_moment_leave_nothing_in_the_engine(served):
