@@ -5,8 +5,19 @@ from __future__ import annotations
 import time
 
 
+def duration(seconds: float) -> str:
+    """A length of time as a person says it: "8 s", "3 min 20 s", "2 h 05 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    # Nobody needs seconds of hours.
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
 class ProgressLine:
-    """One line of progress a second or less often, on standard output, each a line of its own (logs stay readable)."""
+    """One line of progress now and then, on standard output, each a line of its own (logs stay readable)."""
 
     def __init__(self, label: str, total: int | None, interval_s: float = 2.0) -> None:
         """Starts the clock.
@@ -27,4 +38,5 @@ class ProgressLine:
         self._last = now
         share = f"/{self._total} ({100 * done / self._total:.0f} %)" if self._total else ""
         rate = done / max(now - self._started, 1e-9)
-        print(f"{self._label}: {done}{share}, {rate:.0f}/s{f', {detail}' if detail else ''}", flush=True)
+        left = f", {duration((self._total - done) / rate)} left" if self._total and 0 < done < self._total else ""
+        print(f"{self._label}: {done}{share}, {rate:.0f}/s{left}{f', {detail}' if detail else ''}", flush=True)
