@@ -47,6 +47,7 @@ def build_base_model(recipe: BaseModelRecipe, if_exists: IfExists) -> dict[str, 
             num_attention_heads=recipe.num_heads,
             num_key_value_heads=recipe.num_kv_heads,
             max_position_embeddings=recipe.max_position_embeddings,
+            initializer_range=recipe.initializer_range,
             # Mistral-7B-v0.2 has no sliding window; the configuration's default would add one.
             sliding_window=None,
             # Mistral does not tie them.

@@ -23,18 +23,22 @@ class BaseModelRecipe(Recipe):
     """Folder of a finished collection; the tokenizer is trained on its texts."""
     output_dir: PathText = Field(json_schema_extra=OPERATIONAL)
     """Hugging Face model folder to write."""
-    vocab_size: int = Field(default=1024, ge=300)
+    vocab_size: int = Field(default=1536, ge=300)
     """Tokens in the vocabulary: 256 bytes, the special tokens, merges."""
-    hidden_size: int = Field(default=192, ge=32)
+    hidden_size: int = Field(default=256, ge=32)
     """Width of the residual stream."""
-    intermediate_size: int = Field(default=512, ge=32)
+    intermediate_size: int = Field(default=576, ge=32)
     """Width of the feed-forward layer."""
-    num_layers: int = Field(default=4, ge=1)
+    num_layers: int = Field(default=2, ge=1)
     """Decoder blocks."""
-    num_heads: int = Field(default=6, ge=1)
+    num_heads: int = Field(default=8, ge=1)
     """Query heads."""
     num_kv_heads: int = Field(default=2, ge=1)
     """Key and value heads (grouped-query attention, as in Mistral)."""
+    initializer_range: float = Field(default=0.05, gt=0)
+    """Standard deviation of the random weights. Near 1 / sqrt(hidden_size), which keeps a layer's output as large as its
+    input; transformers' own 0.02 is meant for wide models, and starts one this narrow so quietly that it takes more than
+    twice as many tokens."""
     max_position_embeddings: int = Field(default=1024, ge=64)
     """Longest sequence, in tokens."""
     seed: int = 0
