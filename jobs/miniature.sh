@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole of Janus in miniature: collect, train, serve, evaluate, each by its own job, on two CPU cores.
 # Called by `make demo`. Everything it writes lies under runs/miniature of the current folder; a second run starts over.
-# Arguments go to jobs.train: `bash jobs/miniature.sh --set epochs=6` trains half as long.
+# Arguments go to jobs.train: `bash jobs/miniature.sh --set epochs=4` trains half as long.
 set -euo pipefail
 
 recipes=$(dirname "$0")/recipes
@@ -40,7 +40,7 @@ start_server() {
         fi
         sleep 1
         waited=$((waited + 1))
-        if [ $((waited % 10)) = 0 ]; then echo "serve: loading two models into vLLM, ${waited} s"; fi
+        if [ $((waited % 10)) = 0 ]; then echo "serve: loading two models into vLLM, ${waited} s (about a minute on two cores)"; fi
     done
     echo "serve: http://127.0.0.1:$port is ready (log: $log/serve.log)"
 }

@@ -36,9 +36,8 @@ class BaseModelRecipe(Recipe):
     num_kv_heads: int = Field(default=2, ge=1)
     """Key and value heads (grouped-query attention, as in Mistral)."""
     initializer_range: float = Field(default=0.05, gt=0)
-    """Standard deviation of the random weights. Near 1 / sqrt(hidden_size), which keeps a layer's output as large as its
-    input; transformers' own 0.02 is meant for wide models, and starts one this narrow so quietly that it takes more than
-    twice as many tokens."""
+    """Standard deviation of the random weights, near 1 / sqrt(hidden_size): a layer's output is then as large as its
+    input. Transformers' own 0.02 fits wide models and starts one this narrow so quietly that it learns slowly."""
     max_position_embeddings: int = Field(default=1024, ge=64)
     """Longest sequence, in tokens."""
     seed: int = 0

@@ -25,8 +25,8 @@ from janus_ray.store.folder import read_manifest
 from janus_ray.store.tables import read_jsonl, read_parquet
 
 REPOSITORY = Path(__file__).parents[2]
-# A third of the demo's training: enough to tell the conditions apart, not enough for the demo's scores.
-EPOCHS = 5
+# Half of the demo's training: enough to tell the conditions apart, not enough for the demo's scores.
+EPOCHS = 4
 
 
 @dataclass

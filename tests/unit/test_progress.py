@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import threading
+
 import pytest
 
 from janus_ray import progress
 from janus_ray.progress import ProgressLine, duration
+from janus_ray.train import run
 
 
 @pytest.mark.parametrize(
@@ -45,3 +49,19 @@ def test_without_a_total_there_is_no_end_to_name(monkeypatch, capsys):
     line.update(0)
     line.update(40)
     assert capsys.readouterr().out.splitlines() == ["rows: 0, 0/s", "rows: 40, 2/s"]
+
+
+def test_a_training_says_how_long_it_takes_yet(monkeypatch, tmp_path, capsys):
+    metrics = tmp_path / "metrics.jsonl"
+    rest = {"loss": 1, "learning_rate": 1, "grad_norm": 1, "tokens_per_s": 1, "mfu": None, "padding_share": 0}
+    lines = [{"step": step, "num_steps": 500, **rest} for step in (1, 101, 500)]
+    metrics.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    # The first line starts the clock; one reading for it, then one for each line that has a pace.
+    clock = iter([0.0, 50.0, 250.0])
+    monkeypatch.setattr(run.time, "monotonic", lambda: next(clock))
+    stop = threading.Event()
+    stop.set()
+    run._follow(metrics, [], stop)
+    first, second, last = capsys.readouterr().out.splitlines()
+    assert "left" not in first and "left" not in last
+    assert second.endswith("  3 min 20 s left")
