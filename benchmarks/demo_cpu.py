@@ -5,13 +5,14 @@ this process and everything that descends from it (perf_event_open, task clock, 
 process tree and reap their children unseen, so that neither `time` nor getrusage counts the training workers; this
 clock does. The server runs on while the demo evaluates, so its answers count for "evaluate".
 
-With --base the same is done with another revision, in turn with this one, because a busy machine changes both: the
-ratio is the result. CPU seconds rise by some percent when other programs share the cores' caches; wall time by more.
+Another revision is measured by its own recipes and script. Take turns, on one machine: CPU seconds rise by a tenth and
+more when other programs share the cores' caches, so the ratio is the result and no single number.
 
-Prints a table, and writes benchmarks/results/demo_cpu.json, scores included. Needs Linux, and a kernel that lets a
-user count its own time (kernel.perf_event_paranoid of 2 or less).
+Each run is added to benchmarks/results/demo_cpu.json, scores included; the table shows all of them. Needs Linux, and a
+kernel that lets a user count its own time (kernel.perf_event_paranoid of 2 or less).
 
-    python benchmarks/demo_cpu.py [--base REVISION] [--rounds 1]
+    python benchmarks/demo_cpu.py --fresh              # this checkout; forgets earlier runs
+    python benchmarks/demo_cpu.py --revision 18ef83a   # another one, beside it
 """
 
 from __future__ import annotations
@@ -103,6 +104,7 @@ def measure(checkout: Path, clock: TreeClock) -> dict[str, Any]:
         "cpu_s": {name: round(after - before, 2) for (name, before, _), (_, after, _) in pairs},
         "wall_s": {name: round(after - before, 2) for (name, _, before), (_, _, after) in pairs},
         "total_cpu_s": round(marks[-1][1] - marks[0][1], 2),
+        "date": time.strftime("%Y-%m-%d"),
         "scores": {
             split: {key: round(summary["overall"][key], 3) for key in ("mean", "low", "high")}
             for split, summary in results["models"]["janus-mini"]["own_system"]["per_split"].items()
@@ -129,52 +131,53 @@ def checked_out(revision: str) -> Generator[Path]:
 
 
 def main() -> None:
-    """Runs the rounds and reports."""
+    """Measures one demo and reports all that were."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", metavar="REVISION", help="a revision to compare with, run in turn with this one")
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--revision", help="a commit to measure instead of this checkout")
+    parser.add_argument("--fresh", action="store_true", help="forget the runs of before")
     arguments = parser.parse_args()
-    clock, measured = TreeClock(), {"ours": [], "base": []}
-    for _ in range(arguments.rounds):
-        if arguments.base:
-            with checked_out(arguments.base) as folder:
-                measured["base"].append(measure(folder, clock))
-        measured["ours"].append(measure(REPOSITORY, clock))
-        _report(measured)
+    runs = read_json(RESULT)["runs"] if RESULT.exists() and not arguments.fresh else []
+    clock = TreeClock()
+    if arguments.revision:
+        with checked_out(arguments.revision) as folder:
+            runs.append(measure(folder, clock))
+    else:
+        runs.append(measure(REPOSITORY, clock))
+    _report(runs)
 
 
-def _report(measured: dict[str, list[dict[str, Any]]]) -> None:
-    """Prints the means so far and writes everything: a round that is stopped costs only itself."""
-    kinds = [kind for kind, rounds in measured.items() if rounds]
-    print(f"\nCPU seconds, mean of {len(measured['ours'])}\n{'step':14} " + " ".join(f"{kind:>8}" for kind in kinds))
-    for step in [*measured["ours"][0]["cpu_s"], "total"]:
-        values = [_mean(measured[kind], step) for kind in kinds]
-        print(f"{step:14} " + " ".join(f"{value:8.1f}" for value in values))
-    for kind in kinds:
-        for split, score in measured[kind][-1]["scores"].items():
-            print(f"{kind}: {split:20} {score['mean']:.2f} [{score['low']:.2f}, {score['high']:.2f}]")
-    ratio = _mean(measured["ours"], "total") / _mean(measured["base"], "total") if measured["base"] else None
-    if ratio is not None:
-        print(f"ours / base: {ratio:.3f}")
+def _report(runs: list[dict[str, Any]]) -> None:
+    by_revision: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        by_revision.setdefault(run["revision"], []).append(run)
+    print(f"\n{'CPU seconds':14} " + " ".join(f"{name:>20}" for name in by_revision))
+    for step in [*runs[0]["cpu_s"], "total"]:
+        print(f"{step:14} " + " ".join(f"{_mean(several, step):20.1f}" for several in by_revision.values()))
+    totals = {name: _mean(several, "total") for name, several in by_revision.items()}
+    first, *others = totals
+    for other in others:
+        print(f"{first} / {other}: {totals[first] / totals[other]:.3f}")
+    for name, several in by_revision.items():
+        for split, score in several[-1]["scores"].items():
+            print(f"{name} {split:20} {score['mean']:.2f} [{score['low']:.2f}, {score['high']:.2f}]")
     write_json(
         RESULT,
         {
-            **measured,
-            "ratio": ratio,
+            "runs": runs,
+            "total_cpu_s": totals,
             "machine": {
                 "processor": platform.processor() or platform.machine(),
                 "cores": os.cpu_count(),
                 "system": platform.platform(),
             },
-            "date": time.strftime("%Y-%m-%d"),
             "versions": versions(),
         },
     )
     print(f"-> {RESULT}")
 
 
-def _mean(rounds: list[dict[str, Any]], step: str) -> float:
-    return statistics.mean(one["total_cpu_s"] if step == "total" else one["cpu_s"].get(step, 0.0) for one in rounds)
+def _mean(runs: list[dict[str, Any]], step: str) -> float:
+    return statistics.mean(run["total_cpu_s"] if step == "total" else run["cpu_s"].get(step, 0.0) for run in runs)
 
 
 if __name__ == "__main__":
