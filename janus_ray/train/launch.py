@@ -8,7 +8,7 @@ from typing import Any
 
 from janus_ray.config import resolved
 from janus_ray.errors import JanusError, TrainingError
-from janus_ray.train.checkpoint import CHECKPOINTS, newest_healthy, progress_of
+from janus_ray.train.checkpoint import CHECKPOINTS, newest_healthy, progress_of, remove_leftovers
 from janus_ray.train.recipe import TrainRecipe
 
 
@@ -29,6 +29,7 @@ def fit(recipe: TrainRecipe, folder: Path, identity: dict[str, str]) -> dict[str
     # Ray Train starts workers and says how they ended; where to go on from is looked up anew for each start.
     failures = 0
     while True:
+        remove_leftovers(folder)
         checkpoint = _checkpoint_to_go_on_from(folder)
         try:
             return _start_workers(recipe, folder, identity, checkpoint)

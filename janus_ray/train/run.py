@@ -18,7 +18,6 @@ from janus_ray.store.files import read_json, write_json
 from janus_ray.store.fingerprint import fingerprint
 from janus_ray.store.folder import OutputFolder, read_manifest
 from janus_ray.store.hub import model_folder
-from janus_ray.train.checkpoint import remove_leftovers
 from janus_ray.train.collection import left_out, read_collection
 from janus_ray.train.launch import fit
 from janus_ray.train.loop import METRICS_FILE
@@ -59,7 +58,6 @@ def train(recipe: TrainRecipe, if_exists: IfExists) -> dict[str, Any]:
     purpose = f"train with {recipe.num_workers} workers"
     with ray_cluster(recipe.ray, recipe.num_workers + 1, purpose, needed_gpus=gpus):
         folder.begin()
-        remove_leftovers(folder.path)
         if collection is not None:
             counts = prepare(local, collection, folder.path)
             write_json(folder.path / _INPUTS, {name: fingerprint(path) for name, path in inputs.items()})

@@ -88,18 +88,18 @@ def losses(folder):
     return [row["loss"] for row in read_jsonl(folder / "metrics.jsonl")]
 
 
-def test_a_run_goes_on_from_a_checkpoint_where_it_was_wherever_the_folder_lies(run, tmp_path):
-    last = run()
-    assert last == {"step": 6, "loss": losses(tmp_path / "run")[-1]}
-    assert checkpoints(tmp_path / "run") == ["checkpoint_00000004", "checkpoint_00000006"]
-    moved = (tmp_path / "run").rename(tmp_path / "moved")
+def test_a_run_goes_on_from_a_checkpoint_where_it_was_wherever_the_folder_lies(run, finished, tmp_path):
+    before = losses(finished)
+    assert checkpoints(finished) == ["checkpoint_00000004", "checkpoint_00000006"]
+    assert progress_of(finished / "checkpoints" / "checkpoint_00000006")["loss"] == before[-1]
+    moved = shutil.copytree(finished, tmp_path / "moved")
+    shutil.rmtree(moved / "model")
     shutil.rmtree(moved / "checkpoints" / "checkpoint_00000006")
-    before = losses(moved)
     checkpoint, complaints = newest_healthy(moved)
     assert (checkpoint, complaints) == (moved / "checkpoints" / "checkpoint_00000004", [])
-    again = run(moved, checkpoint)
-    assert again["loss"] == pytest.approx(last["loss"], rel=1e-5)
+    assert run(moved, checkpoint) == {"step": 6, "loss": pytest.approx(before[-1], rel=1e-5)}
     assert losses(moved) == pytest.approx(before, rel=1e-5)
+    assert checkpoints(moved) == checkpoints(finished)
     assert (moved / "model" / "model.safetensors").is_file()
 
 
@@ -139,6 +139,7 @@ def finished(base, bins, tmp_path_factory):
         precision="fp32",
         activation_checkpointing=False,
         checkpoint_every_steps=2,
+        log_every_steps=1,
     )
     loop.train_loop(recipe, folder, IDENTITY, None, torch.device("cpu"))
     return folder
@@ -178,10 +179,9 @@ def test_a_checkpoint_of_another_model_is_refused_in_one_line(run, finished, tmp
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("rate", [1e30, 1e2])
-def test_a_rate_that_spoils_the_weights_stops_the_run_and_exports_nothing(run, tmp_path, rate):
-    with pytest.raises(TrainingError, match=r"^step 2: .*(is not finite|nats per token is no model)") as caught:
-        run(learning_rate=rate)
+def test_a_rate_that_spoils_the_weights_stops_the_run_and_exports_nothing(run, tmp_path):
+    with pytest.raises(TrainingError, match=r"^step 2: the (loss|gradient norm) is not finite") as caught:
+        run(learning_rate=1e30)
     assert "no checkpoint" in str(caught.value)
     assert "learning_rate" in str(caught.value)
     assert newest_healthy(tmp_path / "run") == (None, [])
@@ -249,7 +249,6 @@ def test_a_full_disk_at_a_checkpoint_names_the_folder_and_keeps_the_older_one(ru
     assert checkpoints(folder) == ["checkpoint_00000004"]
     assert list((folder / "checkpoints" / ".staging").iterdir()) == []
     assert not (folder / "model").exists()
-    assert run(folder, newest_healthy(folder)[0])["step"] == 6
 
 
 def test_another_failure_during_a_save_is_not_taken_for_a_full_disk(run, monkeypatch):
