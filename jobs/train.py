@@ -1,6 +1,7 @@
 """Train: supervised fine-tuning of a policy on a collection.
 
-Reads   collection: Parquet or JSON lines in the Multifaceted Collection's schema, base_model; folders, or ids on the hub
+Reads   collection: Parquet or JSON lines in the Multifaceted Collection's schema; base_model: a Hugging Face folder;
+        both as paths or as ids on the hub
 Writes  output_dir/packed/, checkpoints/, metrics.jsonl, model/ (Hugging Face), manifest.json
 Needs   num_workers CPUs or GPUs
 
