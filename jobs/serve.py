@@ -1,6 +1,6 @@
 """Serve: an OpenAI-compatible endpoint that answers each caller according to the caller's values.
 
-Reads   models[].path: Hugging Face folders, as jobs.train exports them
+Reads   models[].path: model folders as jobs.train exports them, or published models by folder or hub id
 Serves  /v1/chat/completions, /v1/models, /health, and a page at /
 Ends    with Ctrl-C or SIGTERM
 
