@@ -120,8 +120,9 @@ class ControlTokens:
         return changed, {ord(disguise): character for character, disguise in masks.items()}
 
     def _disguise(self, content: str, mask: Any) -> str:
-        while (found := self._names.search(content)) is not None:
-            content = content[: found.start()] + mask(found[0][0]) + content[found.start() + 1 :]
+        # More than once, because what is behind a name may have been part of another that overlaps it.
+        while self._names.search(content):
+            content = self._names.sub(lambda found: mask(found[0][0]) + found[0][1:], content)
         inner = content.strip()
         if not inner:
             return content
