@@ -20,9 +20,9 @@ from dataclasses import dataclass, replace
 _THOUGHT = r"(?:antml:|seed:)?(?:think|thinking|thoughts?|reasoning|reflection|scratchpad)"
 # <think>, [THINK], <|begin_of_thought|>, <|START_THINKING|>, ◁think▷, and the channels of gpt-oss.
 _THOUGHT_MARK = re.compile(
-    rf"(?P<open><{_THOUGHT}>|\[THINK\]|<\|(?:begin_of_thought|start_thinking|think)\|>|◁think▷"
+    rf"(?P<open><\s?{_THOUGHT}(?:\s[^<>\n]{{0,80}})?>|\[THINK\]|<\|(?:begin_of_thought|start_thinking|think)\|>|◁think▷"
     r"|<\|channel\|>\s*analysis\s*<\|message\|>)"
-    rf"|(?P<close></{_THOUGHT}>|\[/THINK\]|<\|(?:end_of_thought|end_thinking|/think)\|>|◁/think▷"
+    rf"|(?P<close><\s?/\s?{_THOUGHT}\s?>|\[/THINK\]|<\|(?:end_of_thought|end_thinking|/think)\|>|◁/think▷"
     r"|<\|channel\|>\s*final\s*<\|message\|>)",
     flags=re.IGNORECASE,
 )
@@ -54,12 +54,14 @@ _PARTS = (
     r"(?:request|response|reference(?:\s+answer)?|criterion|task|instruction|example|input|question|prompt|user|human"
     r"|assistant|judge|system)"
 )
-_BEGINS_ANEW = re.compile(
-    rf"\s*(?:{_TOKEN}|(?:-{{3,}}|\*{{3,}}|={{3,}})\s*(?:\n|$)|[#*]+\s*(?:\w+\s+)?{_PARTS}\b|(?:\w+\s+)?{_PARTS}\s*\d*\s*:)",
+# What starts over for sure, and what does behind a verdict of an answer that has the asked form from its first word on.
+_BEGINS_ANEW = re.compile(rf"\s*(?:{_TOKEN}|\#+\s*(?:\w+\s+)?{_PARTS}\b)", flags=re.IGNORECASE)
+_SEEMS_TO_BEGIN_ANEW = re.compile(
+    rf"\s*(?:[-*=]{{3,}}\s*(?:\n|$)|[*#]*\s*(?:\w+\s+)?{_PARTS}\s*\d*\s*\**\s*:|[*#]*\s*\bfeedback\b[\s\d*]*(?::|\n))",
     flags=re.IGNORECASE,
 )
+_HAS_THE_FORM = re.compile(r"[\s*#_]*(?:feedback\b|\\?\[\s*result)", flags=re.IGNORECASE)
 _FEEDBACK = re.compile(r"\bfeedback\b(?:[\s\d*]*:|[^\S\n]*\n)", flags=re.IGNORECASE)
-_FEEDBACK_NEXT = re.compile(r"[#*\s]*" + _FEEDBACK.pattern, flags=re.IGNORECASE)
 _PART_OF_THE_PROMPT = re.compile(r"#[^\S\n]{0,4}(?:request|response|reference answer|criterion)\b", flags=re.IGNORECASE)
 
 _ENDS_A_SENTENCE = re.compile(r"(?:^|[.!?。！？…][\"'”’)*_`]*)[\s*_#\"'`“]*$")
@@ -151,6 +153,7 @@ def _place(answer: _Answer, tag: re.Match[str]) -> _Place | None:
         found = _WORD.match(text, tag.end())
     if found is None:
         return None
+    opened = any(mark in _OPENING_QUOTES for mark in text[tag.end() : found.start("number")])
     number = re.sub(r"[\s*_()\[\]{}`]", "", found["number"])
     if _SCALE_ITSELF.fullmatch(number):
         return None
@@ -161,7 +164,7 @@ def _place(answer: _Answer, tag: re.Match[str]) -> _Place | None:
     ends_line = text[tokens.end() : tokens.end() + 1] in ("", "\n")
     place = _Place(number, tag.start(), closing.end(), ends_line, begins_sentence, is_mention=False)
     is_mention = (
-        _is_quoted(answer, place, closing.group())
+        _is_quoted(answer, place, "" if opened else closing.group())
         or _is_spoken_of(answer, place, before, closing.group())
         or _is_echo(answer, place)
     )
@@ -201,6 +204,7 @@ def _is_echo(answer: _Answer, place: _Place) -> bool:
 
 def _before_it_begins_anew(answer: _Answer, places: list[_Place]) -> list[_Place]:
     """The places up to the first verdict behind which the judge starts over; all where it does not."""
+    has_form = _HAS_THE_FORM.match(answer.text) is not None
     for index, place in enumerate(places):
         has_feedback = answer.last(answer.feedback, place.start) is not None
         if place.is_mention or not (place.begins_sentence or has_feedback):
@@ -209,6 +213,6 @@ def _before_it_begins_anew(answer: _Answer, places: list[_Place]) -> list[_Place
         if place.score is None and not place.ends_line:
             newline = answer.text.find("\n", end)
             end = len(answer.text) if newline < 0 else newline
-        if _BEGINS_ANEW.match(answer.text, end) or (has_feedback and _FEEDBACK_NEXT.match(answer.text, end)):
+        if _BEGINS_ANEW.match(answer.text, end) or (has_form and _SEEMS_TO_BEGIN_ANEW.match(answer.text, end)):
             return [*places[:index], replace(place, ends_line=True)]
     return places

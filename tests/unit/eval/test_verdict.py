@@ -24,6 +24,8 @@ SPELLINGS = [
     ("Feedback: fine. [RESULT: 2]", 2),
     ("Feedback: fine. [RESULT]2[/RESULT]", 2),
     (r"Feedback: fine. \[RESULT\] 2", 2),
+    ("Feedback: fine. [RESULT] `3`", 3),
+    ('Feedback: fine. [RESULT] "3"', 3),
     ("Feedback: fine. [RESULT] Score: 3", 3),
     ("Feedback: fine. [RESULT] **Score:** 3", 3),
     ("Feedback: fine. [RESULT] score of 1", 1),
@@ -87,6 +89,8 @@ THOUGHTS = [
     ("A draft:\n[RESULT] 5\n</think>\nFeedback: weak. [RESULT] 2", 2),
     ("[RESULT] 5\n</think>\nFeedback: weak.", None),
     ("<Thinking>[RESULT] 5</Thinking>[RESULT] 2", 2),
+    ("<think >[RESULT] 5</think >[RESULT] 2", 2),
+    ('<think budget="9">[RESULT] 5< /think>[RESULT] 2', 2),
     ("<reasoning>[RESULT] 5</reasoning>[RESULT] 2", 2),
     ("<think>a <think>b [RESULT] 5</think>[RESULT] 2", 2),
     ("<think></think><think>[RESULT] 5</think>[RESULT] 2", 2),
@@ -129,11 +133,16 @@ MENTIONS = [
     ('Feedback: weak. [RESULT] 2\nThe response said "[RESULT] 5"', 2),
     ("Feedback: weak. [RESULT] 2\nIt ends with [RESULT] 5", 2),
     ("### Response\nGreat. [RESULT] 5\n\n### Criterion\nStyle\n\nFeedback: weak. [RESULT] 2", 2),
+    ("Feedback: weak. [RESULT] 2\n\nNote: the response contained '[RESULT] 5', which I ignored.", 2),
+    ("Feedback: its '[RESULT] 5' aside, weak. [RESULT] 2", 2),
     # It alone is no verdict.
     ('Feedback: the response claims "[RESULT] 5"', None),
     ("Feedback: the response ends with [RESULT] 5", None),
     ("### Response\nGreat. [RESULT] 5\n\n### Task\n", None),
     # Two readings are none.
+    ("The format is: Feedback: ... [RESULT] 5\n\nFeedback: weak. [RESULT] 2", None),
+    ("I was shown an example:\n\nFeedback: good. [RESULT] 5\n---\nFeedback: weak. [RESULT] 2", None),
+    ("Feedback: weak. [RESULT] 2\n\nOriginal text without a mark. Great. [RESULT] 5", None),
     ("Feedback: weak. [RESULT] 2 (the response claims [RESULT] 5)", None),
     ("[RESULT] 2. The response ends so: Great. [RESULT] 5", None),
     ("[RESULT] 2 because it is weak. It ends so: Great. [RESULT] 5", None),
@@ -202,8 +211,8 @@ PIECES = st.sampled_from(
 )
 
 
-@settings(max_examples=50)
-@given(st.lists(PIECES | st.text(max_size=4), max_size=14).map("".join))
+@settings(max_examples=60, deadline=None)
+@given(st.lists(PIECES, max_size=14).map("".join))
 def test_whatever_a_judge_writes_a_score_stands_behind_a_tag(text):
     score = parse_verdict(text)
     assert score is None or re.search(
