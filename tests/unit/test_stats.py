@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
@@ -27,6 +27,7 @@ def test_three_clusters_of_unlike_sizes_by_hand():
     assert (estimate.low, estimate.high) == pytest.approx((3 - half_width, 3 + half_width), rel=1e-5)
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(1, 5), min_size=2, max_size=40))
 def test_with_one_score_per_cluster_it_is_the_interval_of_the_t_test(values):
     estimate = mean_with_interval(values, list(range(len(values))))
@@ -48,6 +49,7 @@ def cr1_interval_of_a_regression_on_a_constant(values, clusters):
     return scipy_stats.t.interval(0.95, g - 1, loc=coefficients[0], scale=np.sqrt(variance))
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.floats(1, 5), st.integers(0, 5)), min_size=8, max_size=60))
 def test_it_agrees_with_the_sandwich_estimator_of_a_regression_on_a_constant(pairs):
     values, clusters = np.array([value for value, _ in pairs]), np.array([cluster for _, cluster in pairs])

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import io
 import json
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from janus_ray.config import load_recipe
@@ -13,9 +14,11 @@ from janus_ray.errors import ConfigError, DataError
 from janus_ray.eval.bench import load_bench, siblings
 from janus_ray.eval.recipe import EvaluateRecipe
 from janus_ray.prompts import render
-from janus_ray.records import DIMENSIONS, BenchItem
+from janus_ray.records import BENCH, DIMENSIONS, BenchItem
 from janus_ray.store.files import write_jsonl
+from janus_ray.store.fingerprint import fingerprint
 from janus_ray.text import well_formed
+from tests.hub import Repository, reached
 
 
 def row(prompt="How?", system="Be brief.", **more):
@@ -205,6 +208,25 @@ def test_the_same_rows_as_json_array_and_as_parquet(tmp_path):
     assert [item.reference_answer for item in of_json] == ["So.", ""]
 
 
+def published(rows):
+    """The rows as the hub holds them: the published columns with their types, in one Parquet file."""
+    schema = pa.schema([field for field in BENCH if field.name not in ("item_id", "prompt_id", "split")])
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink)
+    return Repository(
+        "kaist-ai/Multifaceted-Bench", {"data/train-00000-of-00001.parquet": sink.getvalue()}, kind="dataset"
+    )
+
+
+def test_the_published_bench_is_read_by_its_id_and_known_by_its_revision(tmp_path, monkeypatch):
+    rows = [row(), row(system="Be long."), row(prompt="Why?")]
+    with reached(monkeypatch, tmp_path, published(rows)) as hub:
+        items = load_bench("kaist-ai/Multifaceted-Bench", max_prompts_per_split=1)
+        assert [(item.prompt, item.system) for item in items] == [("How?", "Be brief."), ("How?", "Be long.")]
+        assert items[0].rubrics[0].score_descriptions == FIVE
+        assert fingerprint("kaist-ai/Multifaceted-Bench") == f"hub:{hub.repositories[0].commit}"
+
+
 JSON_VALUES = st.recursive(
     st.none()
     | st.booleans()
@@ -229,6 +251,7 @@ HOSTILE_ROWS = st.fixed_dictionaries(
 ).map(lambda changes: {**one(), **changes})
 
 
+@settings(deadline=None)
 @given(HOSTILE_ROWS)
 def test_a_hostile_row_is_refused_in_one_line_or_holds_what_was_there(values):
     try:

@@ -224,6 +224,7 @@ def test_whatever_a_judge_writes_a_score_stands_behind_a_tag(text):
     assert parse_verdict(f"<think>[RESULT] 5 {text.replace('think>', '')}") is None
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 5), st.sampled_from(["</think>", "\n\n</think>\n"]))
 def test_a_draft_never_wins(draft, verdict, close):
     assert parse_verdict(f"So: [RESULT] {draft}{close}Feedback: so. [RESULT] {verdict}") == verdict
