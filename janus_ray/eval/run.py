@@ -51,7 +51,8 @@ def evaluate(recipe: EvaluateRecipe, judge: Endpoint, if_exists: IfExists) -> di
     }
     judge = _reached(judge, "judge")
     inputs = _inputs(recipe, policies, judge)
-    if folder.finished_with(inputs) and not _has_failures(read_manifest(folder.path)):
+    is_whole = all((folder.path / name).is_file() for name in (RESULTS_FILE, REPORT_FILE))
+    if folder.finished_with(inputs) and is_whole and not _has_failures(read_manifest(folder.path)):
         print(f"{folder.path}: already finished; 0 requests sent")
         results = read_json(folder.path / RESULTS_FILE)
         print_summary(results)
