@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,7 @@ def complete_all(
     """
     import ray
 
+    requests = told_apart(requests)
     share = math.ceil(endpoint.max_concurrency / num_actors)
     # One logical CPU each is what the cluster check counted on.
     actor_type: Any = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)(EndpointClient)
@@ -86,3 +89,18 @@ def complete_all(
     sent = sum(outcome.sent for outcome in outcomes.values())
     print(f"{label}: {len(outcomes)} done, {sent} requests sent", flush=True)
     return [outcomes[index] for index in range(len(requests))]
+
+
+def told_apart(requests: Sequence[LLMRequest]) -> list[LLMRequest]:
+    """The requests, equal ones numbered as samples.
+
+    Two rubrics may be the same, and two persons may get the same answer. Each is asked for by itself; under one key in
+    the ledger, a resume would give all of them the answer that one of them got.
+    """
+    seen: Counter[str] = Counter()
+    numbered = []
+    for request in requests:
+        key = request.key("", "")
+        numbered.append(replace(request, sample_index=request.sample_index + seen[key]))
+        seen[key] += 1
+    return numbered

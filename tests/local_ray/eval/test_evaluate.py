@@ -261,6 +261,15 @@ def test_unknown_weights_are_said_and_never_taken_for_unchanged(tmp_path, capsys
     assert results["protocol"]["weights"] == {"policy m": "unknown", "judge": "judge"}
 
 
+def test_a_resume_gives_the_same_numbers_also_where_a_judge_answers_equal_requests_differently(tmp_path):
+    with loopback(obedient) as policy, loopback(lambda n, body: chat_reply(f"[RESULT] {1 + n % 5}")) as judge:
+        recipe = recipe_for(tmp_path, policy.url, judge.url)
+        first = evaluate(recipe, recipe.judge, "fail")
+        sent = len(judge.requests)
+        assert evaluate(recipe, recipe.judge, "resume") == first
+        assert len(judge.requests) == sent
+
+
 def test_a_report_that_fails_costs_no_number_and_no_request(tmp_path, monkeypatch, capsys):
     def broken(*arguments, **keywords):
         raise ValueError("ParseFatalException:\n$$")
