@@ -251,7 +251,7 @@ HOSTILE_ROWS = st.fixed_dictionaries(
 ).map(lambda changes: {**one(), **changes})
 
 
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(HOSTILE_ROWS)
 def test_a_hostile_row_is_refused_in_one_line_or_holds_what_was_there(values):
     try:
