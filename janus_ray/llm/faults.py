@@ -79,8 +79,6 @@ def kind_of(status: int, body: Any) -> ErrorKind:
 
 def words_of(body: Any) -> str:
     """The provider's words; "" where a body has none."""
-    if isinstance(body, str):
-        return _plain(body)
     found = _words(body, _DEEPEST)
     if not found and isinstance(body, dict | list) and body:
         found = _compact(body)

@@ -10,7 +10,7 @@ import socket
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pytest
@@ -18,10 +18,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from janus_ray.llm.answer import read_answer
+from janus_ray.llm.check import listed_models
 from janus_ray.llm.client import ChatClient
 from janus_ray.llm.endpoint import Endpoint
+from janus_ray.llm.faults import fault_message, kind_of, parsed, rejects_response_format
 from janus_ray.llm.ledger import Ledger
-from janus_ray.llm.request import Completion, LLMRequest, Sampling
+from janus_ray.llm.request import Completion, ErrorKind, LLMRequest, Sampling
 from janus_ray.llm.retry import RetryPolicy
 from janus_ray.llm.thoughts import without_thoughts
 from janus_ray.text import well_formed
@@ -134,6 +136,18 @@ def holds_nothing_else(outcome: Completion, body: Any) -> None:
         rest = iter(well_formed("".join(strings_in(choice["message"]["content"]))))
         assert all(character in rest for character in outcome.text)
         assert choice.get("finish_reason", "stop") in ("stop", "length")
+
+
+@DIRECTLY
+@given(values, st.integers(100, 999))
+def test_any_fault_has_a_kind_and_words(body, status):
+    """Of a body in any JSON; what the list of models may be is read as safely."""
+    wire = json.dumps(body).encode()
+    fault = parsed(wire)
+    assert kind_of(status, fault) in get_args(ErrorKind)
+    fault_message(status, fault).encode()
+    rejects_response_format(status, fault)
+    assert all(isinstance(name, str) and name for name in listed_models(wire) or ())
 
 
 @OVER_HTTP
