@@ -162,6 +162,9 @@ def write_weights(recipe: TrainRecipe, weights: dict[str, torch.Tensor], dtype: 
     # The base model's configuration, dropout included, with the new type.
     config = load_config(recipe)
     config.dtype = dtype
+    if hasattr(config, "auto_map"):
+        # It points to code that does not come along.
+        del config.auto_map
     model = skeleton(recipe.base_model, config, "sdpa")
     model.config = config
     written = {name: tensor.to(dtype) for name, tensor in weights.items() if name not in model.all_tied_weights_keys}

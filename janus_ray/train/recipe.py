@@ -21,7 +21,8 @@ class TrainRecipe(Recipe):
     there and not "ok", are left out and counted; a null or blank system means that there is none."""
     # Where the two inputs lie may change; what is in them is compared by a resume itself.
     base_model: PathText = Field(json_schema_extra=OPERATIONAL)
-    """Local Hugging Face folder, or a hub id ("org/name@revision"), of the model to start from."""
+    """Local Hugging Face folder, or a hub id ("org/name@revision"), of the model to start from: a decoder of one of the
+    families in train/families.py, with weights in safetensors."""
     chat_template: ChatTemplate = "janus"
     """How a conversation becomes token ids: "janus" is the paper's format, "own" the chat template that the base
     model's tokenizer brings, with its rule for system messages. The exported model names it, and is served with it."""

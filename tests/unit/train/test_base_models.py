@@ -17,7 +17,7 @@ from janus_ray.errors import CheckpointError
 from janus_ray.model_folder import load_tokenizer
 from janus_ray.train import run
 from janus_ray.train.families import load_config
-from janus_ray.train.model import check_base_model, generation_defaults, skeleton
+from janus_ray.train.model import check_base_model, generation_defaults, skeleton, write_weights
 from janus_ray.train.recipe import TrainRecipe
 from janus_ray.train.weights import check_weights
 from tests.hub import Repository, folder_files, reached
@@ -172,6 +172,10 @@ def test_a_familys_own_code_is_not_run_and_that_is_said(base, capfd):
     out, err = capfd.readouterr()
     assert "its own code (auto_map) is not run; MistralForCausalLM is transformers'" in out
     assert (len(out.splitlines()), err) == (1, "")
+    write_weights(recipe_for(base), load_file(base / "model.safetensors"), torch.float32, base / "exported")
+    exported = json.loads((base / "exported" / "config.json").read_text())
+    assert "auto_map" not in exported
+    assert exported["model_type"] == "mistral"
 
 
 def test_dropout_is_not_applied_and_that_is_said(base, capfd):
