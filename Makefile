@@ -21,10 +21,10 @@ TORCH_SOURCE := $(if $(WHEELS),$(addprefix --find-links ,$(PIP_FIND_LINKS)),--ex
 endif
 
 UNIT = $(BIN)/python -m pytest tests/unit
-.PHONY: help setup demo test unit check bench lock clean
+.PHONY: help setup demo test test-real unit check bench lock clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 setup:  ## install the locked environment into .venv (quick when nothing changed)
 ifneq ($(STALE),)
@@ -44,8 +44,11 @@ endif
 demo: setup  ## the whole pipeline in miniature: collect, train, serve, evaluate (about 6 minutes on 2 cores)
 	@PATH="$(abspath $(BIN)):$$PATH" bash jobs/miniature.sh
 
-test: setup  ## every test that needs no GPU
-	@$(BIN)/python -m pytest tests
+test: setup  ## every test that needs no GPU, but for those of a real pre-trained model
+	@$(BIN)/python -m pytest tests --ignore=tests/real
+
+test-real: setup  ## fine-tune, serve and question a real pre-trained model of 135 M parameters
+	@$(BIN)/python -m pytest tests/real
 
 unit: setup  ## the tests without Ray (under a minute)
 	@$(UNIT)

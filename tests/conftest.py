@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks each test by its folder, so that `-m local_ray` and the folder mean the same."""
     for item in items:
         folder = Path(item.path).relative_to(REPOSITORY / "tests").parts[0]
-        if folder in ("local_ray", "e2e", "gpu"):
+        if folder in ("local_ray", "e2e", "real", "gpu"):
             item.add_marker(folder)
         if folder == "gpu" and shutil.which("nvidia-smi") is None and os.environ.get("JANUS_EXPECT_GPU") != "1":
             item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU (JANUS_EXPECT_GPU=1 makes this a failure)"))
