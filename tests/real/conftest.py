@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
 import socket
 import subprocess
 import sys
@@ -104,9 +103,12 @@ def server(tuned, tmp_path_factory) -> Iterator[str]:
         port = {port}
         max_tokens = 512
         ray = {{ logical_cpus = 6, object_store_gib = 0.25 }}
-        models = [
-            {{ model_id = "{MODEL_ID}", path = "{tuned.folder}", max_model_len = 2048, kv_cache_gib = 0.5, cpus_per_replica = 2 }},
-        ]
+        [[models]]
+        model_id = "{MODEL_ID}"
+        path = "{tuned.folder}"
+        max_model_len = 2048
+        kv_cache_gib = 0.5
+        cpus_per_replica = 2
     """)
     log = folder / "serve.log"
     with log.open("w") as stream:
