@@ -116,7 +116,6 @@ def server(tuned, tmp_path_factory) -> Iterator[str]:
             [sys.executable, "-m", "jobs.serve", str(folder / "serve.toml")],
             stdout=stream,
             stderr=stream,
-            env=os.environ,
         )
     url = f"http://127.0.0.1:{port}"
     try:
