@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from janus_ray.llm.faults import kind_of, parsed, words_of
+from janus_ray.llm.faults import in_snake_case, kind_of, parsed, words_of
 from janus_ray.llm.request import Completion, Usage
 from janus_ray.llm.thoughts import without_thoughts
-from janus_ray.text import well_formed
+from janus_ray.text import is_blank, well_formed
 
 # How servers spell the end of an answer: OpenAI and vLLM, Together, TGI, Anthropic, Cohere and Gemini.
 _FINISHED = frozenset({"stop", "eos", "eos_token", "stop_sequence", "end_turn", "complete", "completed"})
@@ -66,7 +66,8 @@ def read_answer(content: bytes, *, keep_truncated: bool, max_tokens: int | None 
         shown = words_of(body)
         if isinstance(body, dict) and (body.get("error") or kind_of(200, body) != "server"):
             return Reading(Completion.failure(kind_of(200, body), shown, 0, _usage(body)))
-        return Reading(Completion.failure("server", f"the answer is not a chat completion: {shown[:160]}", 0))
+        shown = shown[:160] or "nothing"
+        return Reading(Completion.failure("server", f"the answer is not a chat completion: {shown}", 0))
     assert isinstance(body, dict)
     usage = _usage(body)
     reason = _reason(choice)
@@ -90,7 +91,7 @@ def _of_text(text: str, thought: bool, reason: str, usage: Usage, keep_truncated
     """The outcome of an answer that is text, thoughts in it left out."""
     told = without_thoughts(text)
     shown = told.text.removeprefix("\ufeff")
-    has_text = bool(shown.strip()) and told.thoughts != "unclear"
+    has_text = not is_blank(shown) and told.thoughts != "unclear"
     thought = thought or told.thoughts != "none"
     if reason in _CUT:
         if has_text and keep_truncated:
@@ -99,7 +100,7 @@ def _of_text(text: str, thought: bool, reason: str, usage: Usage, keep_truncated
         return Reading(
             Completion.failure("truncated", f"the answer was cut at max_tokens{where}", 0, usage), not has_text
         )
-    if not shown.strip() and told.thoughts in ("none", "closed"):
+    if is_blank(shown) and told.thoughts in ("none", "closed"):
         problem = "the answer holds thoughts only" if thought else "the answer is empty"
         return Reading(Completion.failure("empty", problem, 0, usage))
     problem = ""
@@ -161,11 +162,11 @@ def _content(message: dict[str, Any]) -> tuple[str, bool, str]:
 
 
 def _reason(choice: dict[str, Any]) -> str:
-    """The finish reason in lower case; "" for none, or for what is no reason."""
+    """The finish reason in the spelling of the sets above; "" for none, or for what is no reason."""
     reason = choice.get("finish_reason")
     if isinstance(reason, dict):
         reason = reason.get("type")
-    return well_formed(reason).strip().lower()[:60] if isinstance(reason, str) else ""
+    return in_snake_case(well_formed(reason)[:60]).removeprefix("finish_reason_") if isinstance(reason, str) else ""
 
 
 def _usage(body: dict[str, Any]) -> Usage:

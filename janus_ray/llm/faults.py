@@ -45,6 +45,8 @@ _ABOUT_THE_FORMAT = re.compile(
     re.IGNORECASE,
 )
 _DEEPEST = 6
+# In characters; what is longer is prose, and may say anything.
+_LONGEST_CODE = 80
 
 
 def parsed(content: bytes) -> Any:
@@ -59,7 +61,7 @@ def parsed(content: bytes) -> Any:
 def kind_of(status: int, body: Any) -> ErrorKind:
     """The kind of fault. With HTTP 200, the code inside the error counts as the status."""
     codes = list(_codes(body))
-    named = {code.lower() for code in codes if isinstance(code, str)}
+    named = {in_snake_case(code) for code in codes if isinstance(code, str) and len(code) <= _LONGEST_CODE}
     if status < 400:
         status = next((number for code in codes if (number := _http_status(code))), 0)
     if status not in (408, 429) and status < 500 and (named & _FILTER_CODES or _was_flagged(body)):
@@ -75,6 +77,11 @@ def kind_of(status: int, body: Any) -> ErrorKind:
     if status in (401, 403):
         return "auth"
     return "bad_request" if 400 <= status < 500 and status != 408 else "server"
+
+
+def in_snake_case(code: str) -> str:
+    """One spelling for "Too Many Requests", "too-many-requests" and "TOO_MANY_REQUESTS"."""
+    return re.sub(r"[\s-]+", "_", code.strip()).lower()
 
 
 def words_of(body: Any) -> str:
@@ -117,13 +124,15 @@ def _codes(body: Any, deepest: int = _DEEPEST) -> Iterator[Any]:
     own = (body.get(name) for name in ("code", "status", "type", "error_code", "status_code"))
     yield from (code for code in (error, *own) if isinstance(code, str | int | float))
     for name in _HOLDS_CODES:
-        yield from _codes(body.get(name), deepest - 1)
+        inner = body.get(name)
+        # Routers hand the answer of the provider behind them on as text.
+        yield from _codes(parsed(well_formed(inner).encode()) if isinstance(inner, str) else inner, deepest - 1)
 
 
 def _http_status(code: Any) -> int:
     """The code as an HTTP error status, or 0."""
-    if isinstance(code, str) and re.fullmatch(r"[45]\d\d", code, flags=re.ASCII):
-        return int(code)
+    if isinstance(code, str) and (found := re.match(r"(?:http|error)?[\s_]*([45]\d\d)\b", code, flags=re.I | re.A)):
+        return int(found[1])
     is_number = isinstance(code, int | float) and not isinstance(code, bool)
     return int(code) if is_number and 400 <= code < 600 else 0
 

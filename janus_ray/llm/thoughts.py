@@ -8,16 +8,26 @@ answer was cut. What follows from each is decided here; an answer that cannot be
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 # Tags that nobody writes except around thoughts count anywhere in the text. Between backticks they are words of the
 # answer (put it into a `<think>` tag).
-_ALWAYS = r"<(?P<c1>/?)\s*(?i:think|thinking|seed:think)\s*>|\[(?P<c2>/?)THINK\]|◁(?P<c3>/?)think▷"
-_QWQ = r"<\|(?P<c4>begin|end)_of_thought\|>"
-_TAG = re.compile(rf"(?P<before>`?)(?:{_ALWAYS}|{_QWQ})(?P<behind>`?)")
+_ALWAYS = (
+    r"<(?P<c1>/?)\s*(?i:(?:[a-z]{1,20}[:_])?think(?:ing)?)(?:\s[^<>\n]{0,80})?>|\[(?P<c2>/?)THINK\]|◁(?P<c3>/?)think▷"
+)
+# QwQ and its kin, Cohere, and others.
+_IN_BARS = r"<\|(?i:(?P<c4>begin|start|end)_(?:of_)?(?:thought|thinking)|(?P<c5>/?)think(?:ing)?)\|>"
+_TAG = re.compile(rf"(?P<before>`?)(?:{_ALWAYS}|{_IN_BARS})(?P<behind>`?)")
+# What those servers put around the answer that follows.
+_AROUND_THE_ANSWER = re.compile(
+    r"\A\s*<\|(?:begin_of_solution|start_response)\|>|<\|(?:end_of_solution|end_response)\|>\s*\Z", flags=re.IGNORECASE
+)
 # These are also asked for as parts of an answer ("reply in XML with <reasoning>"): only around the start of the text.
-_LEADING = re.compile(r"\s*<(?P<name>thoughts?|reasoning)>.*?(?P<end></(?P=name)>|\Z)", flags=re.DOTALL | re.IGNORECASE)
+_NAMES = r"(?P<name>thoughts?|reasoning|reflection|scratchpad|inner_monologue)"
+_LEADING = re.compile(rf"\s*<{_NAMES}>.*?(?P<end></(?P=name)>|\Z)", flags=re.DOTALL | re.IGNORECASE)
+# One that is closed but was never opened was opened by the chat template.
+_CLOSED = re.compile(rf"(?<!`)</{_NAMES}>(?!`)", flags=re.IGNORECASE)
 # gpt-oss without its parser: channels, of which "final" is the answer.
 _CHANNEL, _FINAL = "<|channel|>", "<|channel|>final<|message|>"
 
@@ -42,15 +52,19 @@ def without_thoughts(text: str) -> Told:
         if not (match["before"] and match["behind"])
     ]
     if tags:
-        return _balanced(text, tags) or _unbalanced(text, tags)
+        told = _balanced(text, tags) or _unbalanced(text, tags)
+        return replace(told, text=_AROUND_THE_ANSWER.sub("", told.text))
     leading = _LEADING.match(text)
     if leading:
         return Told(text[leading.end() :], "closed") if leading["end"] else Told("", "open")
+    closed = _CLOSED.search(text)
+    if closed and f"<{closed['name']}".lower() not in text.lower():
+        return Told(text[closed.end() :], "closed")
     return Told(text, "none")
 
 
 def _closes(match: re.Match[str]) -> bool:
-    return match["c4"] == "end" or "/" in (match["c1"], match["c2"], match["c3"])
+    return (match["c4"] or "").lower() == "end" or "/" in (match["c1"], match["c2"], match["c3"], match["c5"])
 
 
 def _balanced(text: str, tags: list[tuple[int, int, bool]]) -> Told | None:

@@ -20,7 +20,9 @@ def read(content: bytes, keep_truncated=False):
     return read_answer(content, keep_truncated=keep_truncated).outcome
 
 
-@pytest.mark.parametrize("reason", ["stop", "STOP", "eos", "eos_token", "stop_sequence", "end_turn", "COMPLETE"])
+@pytest.mark.parametrize(
+    "reason", ["stop", "STOP", "eos", "eos_token", "stop_sequence", "end_turn", "COMPLETE", "FINISH_REASON_STOP"]
+)
 def test_a_finished_answer_however_the_server_says_so(reason):
     outcome = read(body("done", reason))
     assert (outcome.status, outcome.text, outcome.finish_reason) == ("ok", "done", "stop")
@@ -46,6 +48,7 @@ def test_a_finished_answer_however_the_server_says_so(reason):
         ("tool_use", "unfinished"),
         ("content_filter", "content_filter"),
         ("SAFETY", "content_filter"),
+        ("content-filter", "content_filter"),
         ("length", "truncated"),
         ("MAX_TOKENS", "truncated"),
         ("model_length", "truncated"),
@@ -157,6 +160,11 @@ def test_what_is_no_completion_is_a_failure_of_the_server(content):
         ({"error": {"code": None, "message": "odd"}}, "server", "odd"),
         ({"error": {"code": True, "message": "odd"}}, "server", "odd"),
         ({"error": "it broke"}, "server", "it broke"),
+        ({"error": "Rate limit reached"}, "rate_limit", "Rate limit reached"),
+        ({"error": {"code": "Too Many Requests", "message": "slow down"}}, "rate_limit", "slow down"),
+        ({"error": {"code": "HTTP 429", "message": "slow down"}}, "rate_limit", "slow down"),
+        ({"error": {"code": "502 Bad Gateway", "message": "gone"}}, "server", "gone"),
+        ({"error": {"type": "insufficient balance", "message": "no credit"}}, "quota", "no credit"),
         ({"error": {"message": "who?", "type": "authentication_error"}}, "auth", "who?"),
         ({"error": {"message": "too long", "code": "context_length_exceeded"}}, "bad_request", "too long"),
         ({"error": {"message": "no", "code": "content_filter"}}, "content_filter", "no"),
@@ -204,6 +212,21 @@ def test_an_error_with_http_200_is_the_error_that_it_names(answer, kind, words):
         ("<|begin_of_thought|>hm<|end_of_thought|>answer", "answer"),
         ("<reasoning>hm</reasoning>answer", "answer"),
         ("<thought>hm</thought>answer", "answer"),
+        ("<reflection>hm</reflection>answer", "answer"),
+        ("<scratchpad>hm</scratchpad>answer", "answer"),
+        ("hm</reasoning>answer", "answer"),
+        ('<think duration="3">hm</think>answer', "answer"),
+        ("<x:think>hm</x:think>answer", "answer"),
+        ("<|think|>hm<|/think|>answer", "answer"),
+        (
+            "<|START_THINKING|>hm<|END_THINKING|><|START_RESPONSE|>answer<|END_RESPONSE|>",
+            "answer",
+        ),
+        (
+            "<|begin_of_thought|>hm<|end_of_thought|>\n\n<|begin_of_solution|>answer<|end_of_solution|>",
+            "answer",
+        ),
+        ("End it with `</reasoning>`.", "End it with `</reasoning>`."),
         ('<think>he said "x"</think>"answer"', '"answer"'),
         (
             "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>answer<|return|>",
@@ -226,6 +249,9 @@ def test_thoughts_are_left_out_and_nothing_else_is(text, shown):
         ("<think>on and on", "stop", "unfinished"),
         ("<think>on and on", "length", "truncated"),
         ("<reasoning>on and on", "length", "truncated"),
+        ('<think duration="3">on and on', "stop", "unfinished"),
+        ("<|START_THINKING|>on and on", "length", "truncated"),
+        ("<|think|>on and on", "stop", "unfinished"),
         ("<think>only thoughts</think>", "stop", "empty"),
         ("only thoughts</think>\n", "stop", "empty"),
         ("fine <think>but", "stop", "unfinished"),
@@ -235,6 +261,12 @@ def test_thoughts_are_left_out_and_nothing_else_is(text, shown):
 )
 def test_thoughts_alone_are_no_answer(text, reason, kind):
     assert read(body(text, reason)).error_kind == kind
+
+
+@pytest.mark.parametrize("nothing", ["\u200b", "\0", " \ufeff\u200b\n", "<think>hm</think>\u200b"])
+def test_what_nobody_can_see_is_no_answer(nothing):
+    assert read(body(nothing)).error_kind == "empty"
+    assert read(body(nothing, "length"), keep_truncated=True).error_kind == "truncated"
 
 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])

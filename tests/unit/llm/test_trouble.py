@@ -68,6 +68,8 @@ def test_bodies_that_are_no_json(content, message):
         (400, {"error": {"code": "x", "innererror": {"code": "ResponsibleAIPolicyViolation"}}}, "content_filter"),
         (400, {"error": {"type": "content_policy_violation"}}, "content_filter"),
         (400, {"code": "data_inspection_failed"}, "content_filter"),
+        (400, {"error": {"code": "content-filter"}}, "content_filter"),
+        (400, {"error": {"code": 400, "metadata": {"raw": '{"error": {"code": "content_filter"}}'}}}, "content_filter"),
         (403, {"error": {"code": 403, "metadata": {"flagged_input": "x"}}}, "content_filter"),
         (429, {"error": {"code": "content_filter"}}, "rate_limit"),
         (400, {"error": {"message": "content_filter is a field we do not know"}}, "bad_request"),
