@@ -19,7 +19,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from janus_ray.errors import DataError
-from janus_ray.text import well_formed
+from janus_ray.text import is_blank, well_formed
 
 # The paper's four dimensions (section 3.1), in the order in which we always write them.
 DIMENSIONS = ("style", "background_knowledge", "informativeness", "harmlessness")
@@ -28,6 +28,7 @@ DIMENSIONS = ("style", "background_knowledge", "informativeness", "harmlessness"
 _SCORES = ("1", "2", "3", "4", "5")
 # Digits of the longest number that is taken for a name.
 _LONGEST_NUMBER = 30
+_ANY_SCORE = re.compile(r"score[_ ]?\d+(?:[_ ]description)?", flags=re.IGNORECASE)
 
 Status = Literal["ok", "error"]
 
@@ -200,18 +201,18 @@ def _entries(row: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
 
 def _text(row: Mapping[str, Any], name: str, *, required: bool) -> str:
     value = row[name] if required else row.get(name)
-    if not required and (_is_missing(value) or (isinstance(value, str) and not value.strip())):
+    if not required and (_is_missing(value) or (isinstance(value, str) and is_blank(value))):
         return ""
     if not isinstance(value, str):
         raise DataError(f"{name} is {_kind(value)}, expected text")
-    if not value.strip():
+    if is_blank(value):
         raise DataError(f"{name} is empty")
     return well_formed(value)
 
 
 def _name(value: object, where: str) -> str | None:
     """A name or an id as text: 81 and 81.0 are "81"; None where there is none."""
-    if _is_missing(value) or (isinstance(value, str) and not value.strip()):
+    if _is_missing(value) or (isinstance(value, str) and is_blank(value)):
         return None
     if isinstance(value, str):
         return well_formed(value)
@@ -250,9 +251,12 @@ def _rubric(entry: Mapping[str, Any], number: int) -> Rubric:
     """
     where = f"rubric {number}"
     criteria = entry.get("criteria")
-    if not isinstance(criteria, str) or not criteria.strip():
+    if not isinstance(criteria, str) or is_blank(criteria):
         raise DataError(f"{where}: criteria is {_kind(criteria)}, expected text; it has: {_keys(entry)}")
     beside = {key: value for key, value in entry.items() if _score_of(key) is not None}
+    # Another scale, which the judge would never hear of.
+    if others := [key for key in entry if key not in beside and _ANY_SCORE.fullmatch(str(key).strip())]:
+        raise DataError(f"{where}: {shortened(str(others[0]))!r}: expected a score from 1 to 5")
     if "score_descriptions" not in entry and not beside:
         raise DataError(f"{where}: no score_descriptions; it has: {_keys(entry)}")
     anchors = _anchors([*_by_score(entry.get("score_descriptions"), where).items(), *beside.items()], where)
@@ -276,7 +280,7 @@ def _anchors(stated: Sequence[tuple[Any, Any]], where: str) -> dict[str, str]:
     """The descriptions that there are, from "1" to "5"."""
     anchors: dict[str, str] = {}
     for key, value in stated:
-        if _is_missing(value) or (isinstance(value, str) and not value.strip()):
+        if _is_missing(value) or (isinstance(value, str) and is_blank(value)):
             continue
         score = _score_of(key)
         if score is None or not isinstance(value, str):

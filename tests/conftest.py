@@ -10,10 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from janus_ray.env import set_quiet_defaults
 
 set_quiet_defaults()
+# On a busy machine everything is slow, and that is no failure.
+settings.register_profile("janus_ray", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("janus_ray")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 REPOSITORY = Path(__file__).parent.parent

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
 
 from janus_ray.chat import conversation
 from janus_ray.data.recipe import CollectRecipe
@@ -21,8 +21,16 @@ from janus_ray.llm.request import Completion, LLMRequest, Sampling, Usage, deriv
 from janus_ray.llm.structured import complete_structured
 from janus_ray.prompts import prompt_sha256, render
 from janus_ray.records import DIMENSIONS, Instruction, Preference, as_rows, content_id
+from janus_ray.text import is_blank
 
-Text = Annotated[str, Field(min_length=1, max_length=600)]
+
+def _says_something(text: str) -> str:
+    if is_blank(text):
+        raise ValueError("is blank")
+    return text
+
+
+Text = Annotated[str, Field(min_length=1, max_length=600), AfterValidator(_says_something)]
 
 
 class StatedValue(BaseModel):

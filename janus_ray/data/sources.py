@@ -17,6 +17,7 @@ from janus_ray.errors import DataError
 from janus_ray.records import Instruction, content_id
 from janus_ray.store.hub import hub_id
 from janus_ray.store.tables import Row, read_rows
+from janus_ray.text import is_blank
 
 _ABSENT = object()
 _LISTED_COLUMNS = 30
@@ -94,12 +95,12 @@ class _Reader:
                 self._leave_out("prompt_not_text", row, prompt)
             elif extra is not _ABSENT and not isinstance(extra, str):
                 self._leave_out("input_not_text", row, extra)
-            elif not prompt:
+            elif is_blank(prompt):
                 self.counts["empty"] += 1
             else:
                 if source.input_column and extra is _ABSENT:
                     self.counts["without_input_column"] += 1
-                text = f"{prompt}\n\n{extra}" if extra and isinstance(extra, str) else prompt
+                text = f"{prompt}\n\n{extra}" if isinstance(extra, str) and not is_blank(extra) else prompt
                 yield text, str(original) if isinstance(original, str | int) and original != "" else self.name
 
     def close(self) -> None:

@@ -96,10 +96,12 @@ def _request(recipe: EvaluateRecipe, generation: dict[str, Any], item: BenchItem
 
 
 def _score(outcome: Completion) -> int | None:
-    """The score of an answer; not of one that was cut right behind the number, which might have gone on."""
-    if outcome.status != "ok" or (outcome.finish_reason == "length" and outcome.text[-1:].isdigit()):
+    """The score of an answer; of one that was cut, not where it stands in the line that might have gone on."""
+    if outcome.status != "ok":
         return None
-    return parse_verdict(outcome.text)
+    score = parse_verdict(outcome.text)
+    whole_lines = outcome.text[: outcome.text.rfind("\n") + 1]
+    return None if outcome.finish_reason == "length" and parse_verdict(whole_lines) != score else score
 
 
 def _asked_for_the_verdict(request: LLMRequest, outcome: Completion) -> LLMRequest:

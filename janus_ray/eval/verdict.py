@@ -32,7 +32,8 @@ _PLAIN = str.maketrans(
     "［］【】（）：／０１２３４５６７８９", "[][]():/0123456789", "\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
 )
 
-_MARKS = r"[\s:=*_(\[{<`\"'$\\#]*"
+# "<" opens "<3>" and is "fewer than" otherwise.
+_MARKS = r"(?:[\s:=*_(\[{`\"'$\\#]|<(?=[^<>\n]{1,12}>))*"
 _LABEL = r"(?:(?:the\s+)?(?:(?:final|overall)\s+)?(?:score|rating|grade)(?:\s+(?:is|of))?" + _MARKS + ")?"
 _NUMBER = r"[+\-−–]?\s?[0-9]+(?:[.,][0-9]+)*"
 # What joins a second number to the first: a scale or a range, which may go on in the next line.
@@ -41,12 +42,16 @@ _JOINED = (
     r"[0-9]+(?:[.,][0-9]+)*|\s+[0-9]+(?=\s*(?:\n|$))))*"
 )
 # The form that the judge prompt asks for and what judges make of it: [RESULT]: 4, **[RESULT]** (4), [RESULT] Score: 4.
-_TAG = re.compile(r"\\?\[\s*RESULT\s*[:=]?\s*(?:\\?\]|(?=\d+\s*\]))", flags=re.IGNORECASE)
-_SCORE = re.compile(_MARKS + _LABEL + rf"(?P<number>{_NUMBER}{_JOINED})", flags=re.IGNORECASE)
+_TAG = re.compile(r"\\?\[(?:\[\s*RESULT\s*\]\]|\s*RESULT\s*[:=]?\s*(?:\\?\]|(?=\d+\s*\])))", flags=re.IGNORECASE)
+_SCORE = re.compile(_MARKS + _LABEL + r"(?:boxed\s*\{\s*)?" + rf"(?P<number>{_NUMBER}{_JOINED})", flags=re.IGNORECASE)
 _WORD = re.compile(r"[\s:*_]*(?P<number>[^\W\d_]\w*)")
 _READABLE = re.compile(r"(?P<score>[1-5])(?:\.0+)?(?:(?:/|outof|of)5(?:\.0+)?)?", flags=re.IGNORECASE)
 _SCALE_ITSELF = re.compile(r"1(?:[-–—]|to)5", flags=re.IGNORECASE)
-_CLOSING = re.compile(r"[^\S\n]*[*_)\]}>`\"'”’$\\.。．!！ ]{0,8}(?:\[/RESULT\])?[*.。 ]{0,4}", flags=re.IGNORECASE)
+_CLOSING = re.compile(
+    r"[^\S\n]*(?:(?:points?|stars?)\b|分|点|점)?"
+    r"[*_)\]}>`\"'”’»›」』$\\.。．!！ ]{0,8}(?:\[/RESULT\])?[*.。 ]{0,4}",
+    flags=re.IGNORECASE,
+)
 
 _TOKEN = r"(?:</?s>|<\|[^|<>\n]{1,40}\|>|<｜[^｜<>\n]{1,40}｜>|</?(?:eos|bos|end_of_turn|start_of_turn)>|\[/?INST\])"
 _TOKENS = re.compile(rf"(?:[^\S\n]*{_TOKEN})*[^\S\n]*", flags=re.IGNORECASE)
@@ -65,7 +70,7 @@ _FEEDBACK = re.compile(r"\bfeedback\b(?:[\s\d*]*:|[^\S\n]*\n)", flags=re.IGNOREC
 _PART_OF_THE_PROMPT = re.compile(r"#[^\S\n]{0,4}(?:request|response|reference answer|criterion)\b", flags=re.IGNORECASE)
 
 _ENDS_A_SENTENCE = re.compile(r"(?:^|[.!?。！？…][\"'”’)*_`]*)[\s*_#\"'`“]*$")
-_OPENING_QUOTES, _CLOSING_QUOTES = "\"'`“‘«»„", "\"'`”’»"
+_OPENING_QUOTES, _CLOSING_QUOTES = "\"'`“‘«»„‹「『", "\"'`”’»›」』"
 # As far as a place's surroundings are looked at, in characters.
 _CONTEXT = 120
 # Before a score that somebody else wrote, or that shows the form; before one that may be the judge's own.

@@ -139,6 +139,13 @@ async def test_what_is_no_finished_response_is_a_failed_row_with_its_reason(fini
     assert sum(row["attempts"] for row in rows) == sum(row["sent"] for row in rows) == len(server.requests)
 
 
+def test_a_value_that_says_nothing_is_none():
+    people = [person(index) for index in range(3)]
+    people[1]["style"]["description"] = " \u200b"
+    with pytest.raises(ValidationError, match="is blank"):
+        preference_sets_type(3).model_validate({"preference_sets": people})
+
+
 def test_the_answer_type_demands_three_people_who_differ():
     three = preference_sets_type(3)
     three.model_validate({"preference_sets": [person(i) for i in range(3)]})

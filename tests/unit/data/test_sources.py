@@ -90,6 +90,7 @@ def test_an_odd_row_is_left_out_counted_and_said_by_its_line(tmp_path, capsys):
         '{"input": "an input alone"}',
         '{"instruction": NaN}',
         '{"instruction": null}',
+        '{"instruction": "\\u200b"}',
         '{"instruction": 17}',
         '{"instruction": ["a", "list"]}',
         '{"instruction": "Number as input.", "input": 17}',
@@ -104,8 +105,8 @@ def test_an_odd_row_is_left_out_counted_and_said_by_its_line(tmp_path, capsys):
         ("Null input.", "7"),
     ]
     assert counts == {
-        "read": 9,
-        "empty": 2,
+        "read": 10,
+        "empty": 3,
         "duplicate": 0,
         "no_prompt_column": 1,
         "prompt_not_text": 2,
@@ -113,9 +114,9 @@ def test_an_odd_row_is_left_out_counted_and_said_by_its_line(tmp_path, capsys):
         "without_input_column": 1,
     }
     said = capsys.readouterr().out
-    assert "left out 1 of 9 rows without the column 'instruction'; the first: line 3\n" in said
-    assert "'instruction'; the first: line 6: column 'instruction' holds int, expected text\n" in said
-    assert "'input'; the first: line 8: column 'input' holds int, expected text\n" in said
+    assert "left out 1 of 10 rows without the column 'instruction'; the first: line 3\n" in said
+    assert "'instruction'; the first: line 7: column 'instruction' holds int, expected text\n" in said
+    assert "'input'; the first: line 9: column 'input' holds int, expected text\n" in said
 
 
 def test_half_a_surrogate_pair_never_leaves_the_reader(tmp_path):

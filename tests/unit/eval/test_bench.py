@@ -17,7 +17,7 @@ from janus_ray.prompts import render
 from janus_ray.records import BENCH, DIMENSIONS, BenchItem
 from janus_ray.store.files import write_jsonl
 from janus_ray.store.fingerprint import fingerprint
-from janus_ray.text import well_formed
+from janus_ray.text import is_blank, well_formed
 from tests.hub import Repository, reached
 
 
@@ -110,6 +110,10 @@ def one(**changes):
             "rubric 1: score_descriptions, '0': expected a score from 1 to 5",
         ),
         ([one(rubrics=[rubric({**FIVE, "6": "best"})])], "rubric 1: score_descriptions, '6'"),
+        ([one(rubrics=[rubric(FIVE, score0_description="none")])], "rubric 1: 'score0_description': expected a score"),
+        ([one(rubrics=[rubric(None, score10_description="best")])], "rubric 1: 'score10_description'"),
+        ([one(prompt="\u200b")], "line 1: prompt is empty"),
+        ([one(rubrics=[rubric(FIVE, criteria="\u200b")])], "rubric 1: criteria"),
         ([one(rubrics=[rubric({**FIVE, "2": 2})])], "rubric 1: score_descriptions, '2': is int, expected text"),
         ([one(rubrics=[rubric(FIVE, score3_description="other")])], "rubric 1: two descriptions of score 3"),
         # Two rows that the numbers would take for one person, or for siblings.
@@ -143,7 +147,7 @@ def test_numbers_are_ids_and_names(tmp_path):
     assert load_one(tmp_path, preference_set=[preference(dimension=None)]).preference_set[0].dimension == "unnamed"
 
 
-@pytest.mark.parametrize("reference", [None, "", "  \n", float("nan")])
+@pytest.mark.parametrize("reference", [None, "", "  \n", "\u200b", float("nan")])
 def test_a_missing_reference_is_empty(tmp_path, reference):
     assert load_one(tmp_path, reference_answer=reference).reference_answer == ""
 
@@ -270,7 +274,9 @@ def test_a_hostile_row_is_refused_in_one_line_or_holds_what_was_there(values):
     assert all(isinstance(text, str) and text.encode() is not None for text in texts)
     assert item.prompt == well_formed(values["prompt"])
     reference = values["reference_answer"]
-    assert item.reference_answer == (well_formed(reference) if isinstance(reference, str) and reference.strip() else "")
+    assert item.reference_answer == (
+        well_formed(reference) if isinstance(reference, str) and not is_blank(reference) else ""
+    )
     assert len(item.rubrics) == len(item.preference_set) == 1
 
 

@@ -39,8 +39,8 @@ def test_a_judge_that_is_cut_gets_more_room_and_what_was_cut_is_no_verdict(tmp_p
         if "Question 0?" in text and room <= 512:
             return chat_reply("<think>A draft: [RESULT] 1\n", "length")
         if "Question 1?" in text and len(body["messages"]) == 1:
-            # 10, or 1?
-            return chat_reply("Feedback: so. [RESULT] 1", "length")
+            # 10, or 1, or 1.5?
+            return chat_reply(f"Feedback: so. [RESULT] 1{'. '[n % 3 : n % 3 + 1]}", "length")
         if len(body["messages"]) == 3:
             assert room == 1024
             return chat_reply("[RESULT] 4")
