@@ -23,6 +23,8 @@ IfExists = Literal["fail", "resume", "overwrite"]
 _LARGEST_FILE_BYTES = 8 * 1024**2
 _LARGEST_NUMBER = 2**63 - 1
 _SHOWN_CHARACTERS = 80
+# In bytes, and about what Linux takes.
+_LONGEST_NAME, _LONGEST_PATH = 255, 4000
 
 
 class Recipe(BaseModel):
@@ -58,6 +60,8 @@ def _path(text: str) -> str:
     expanded = os.path.expanduser(text)
     if expanded.startswith("~"):
         raise ValueError(f"{text.split('/')[0]}: no such user")
+    if max(len(os.fsencode(part)) for part in expanded.split("/")) > _LONGEST_NAME or len(expanded) > _LONGEST_PATH:
+        raise ValueError(f"must be a path of at most {_LONGEST_PATH} characters with names of at most {_LONGEST_NAME}")
     return expanded
 
 

@@ -20,9 +20,12 @@ from typing import NoReturn
 from janus_ray.config import AnyRecipe, IfExists, load_recipe, resolved
 from janus_ray.env import log_level, native_log_path, reach_loopback_directly, set_quiet_defaults
 from janus_ray.errors import JanusError
+from janus_ray.text import one_line
 
 _NATIVE_LOGS_KEPT_S = 24 * 3600.0
 _SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+# What the system says of a path that a person named, or of the disk it leads to.
+_ABOUT_A_PATH = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ESTALE)
 # By name, because looking at them must not import Ray: what happened to a machine, not to our code.
 _MACHINE_ERRORS = {
     "OutOfMemoryError": "a Ray worker was ended because the machine ran out of memory",
@@ -72,6 +75,8 @@ def _for_a_person(error: BaseException | None) -> str | None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             where = f"{error.filename}: " if error.filename else ""
             return f"{where}{os.strerror(error.errno)}; make room, then run again with --if-exists resume"
+        if isinstance(error, OSError) and error.filename and error.errno in _ABOUT_A_PATH:
+            return f"{one_line(os.fsdecode(error.filename))}: {os.strerror(error.errno)}"
         if (known := _MACHINE_ERRORS.get(type(error).__name__)) and type(error).__module__.startswith("ray."):
             return f"{known}; run again with --if-exists resume to continue"
         error = inner if isinstance(inner, BaseException) else error.__cause__

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from janus_ray.errors import DataError
-from janus_ray.text import well_formed
+from janus_ray.text import one_line, well_formed
 
 
 @contextmanager
@@ -58,6 +59,21 @@ def os_reason(error: OSError) -> str:
     if error.errno:
         return os.strerror(error.errno)
     return error.strerror or next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def what_is_at(path: Path) -> Literal["file", "folder"] | None:
+    """What a path leads to; None where there is nothing.
+
+    Raises:
+        DataError: the system does not let us look: no permission, a name too long, links in a circle.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise DataError(f"{one_line(str(path))}: cannot be read: {os_reason(error)}") from None
+    return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else None
 
 
 def read_json(path: Path | str) -> Any:

@@ -8,6 +8,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from janus_ray.errors import DataError
+from janus_ray.store.files import os_reason, what_is_at
 from janus_ray.store.hub import cached_commit, hub_id
 
 # Files of ours that say how a folder was made, not what is in it.
@@ -26,11 +28,14 @@ def fingerprint(reference: Path | str) -> str:
     Returns:
         64 hexadecimal digits; "hub:" and a commit; or "unknown:" and a random text, which equals nothing, itself
         computed again included: what cannot be looked at is never taken for unchanged.
+
+    Raises:
+        DataError: a file is there and cannot be read.
     """
     path = Path(os.path.expanduser(reference))
-    if path.is_file():
+    if (there := what_is_at(path)) == "file":
         return _file_sha256(path)
-    if path.is_dir():
+    if there == "folder":
         return _published(path) or _folder_sha256(path)
     if found := hub_id(str(reference)):
         commits = [commit for kind in ("model", "dataset") if (commit := cached_commit(kind, found))]
@@ -66,5 +71,8 @@ def _content(folder: Path) -> Iterator[Path]:
 
 
 def _file_sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {os_reason(error)}") from None

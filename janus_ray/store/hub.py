@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from janus_ray.errors import CheckpointError, DataError, JanusError
+from janus_ray.store.files import what_is_at
 
 Kind = Literal["model", "dataset"]
 Anything = TypeVar("Anything")
@@ -74,9 +75,9 @@ def model_folder(reference: str) -> Path:
         CheckpointError: there is no such folder or model, or it cannot be fetched.
     """
     local = Path(os.path.expanduser(reference))
-    if local.is_dir():
+    if (there := what_is_at(local)) == "folder":
         return local
-    if local.exists():
+    if there:
         raise CheckpointError(f"model {reference}: is a file, expected a model folder")
     if (found := hub_id(reference)) is None:
         raise CheckpointError(f"model {reference}: no such folder, and not the id of a published model (org/name)")
@@ -97,7 +98,7 @@ def dataset_files(reference: str, split: str = "train") -> list[Path]:
             missing.
     """
     local = Path(os.path.expanduser(reference))
-    if local.is_dir():
+    if what_is_at(local) == "folder":
         names = _data_names(file.name for file in local.iterdir() if file.is_file())
         if not names and (local / "data").is_dir():
             names = _data_names(f"data/{file.name}" for file in (local / "data").iterdir() if file.is_file())

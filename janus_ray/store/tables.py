@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from janus_ray.errors import DataError
-from janus_ray.store.files import os_reason, written_beside
+from janus_ray.store.files import os_reason, what_is_at, written_beside
 from janus_ray.store.hub import dataset_files
 from janus_ray.store.text_rows import LFS_POINTER, json_lines, text_rows
 from janus_ray.text import well_formed_values
@@ -44,7 +44,8 @@ def read_rows(source: str, *, split: str = "train", columns: Sequence[str] | Non
         DataError: one line with the source, the place, and what is wrong.
     """
     path = Path(os.path.expanduser(source))
-    files = [(path, "")] if path.is_file() else [(file, f"{file.name}, ") for file in dataset_files(source, split)]
+    is_file = what_is_at(path) == "file"
+    files = [(path, "")] if is_file else [(file, f"{file.name}, ") for file in dataset_files(source, split)]
     for file, prefix in files:
         if is_parquet(file):
             for number, values in _parquet_rows(file, columns):

@@ -6,6 +6,7 @@ A row that lacks something is left out and counted; a value that is no text is r
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from janus_ray.errors import DataError
+from janus_ray.store.files import what_is_at
 from janus_ray.store.hub import dataset_files
 from janus_ray.store.tables import column_names, is_parquet, read_rows
 from janus_ray.text import is_blank
@@ -43,11 +45,11 @@ def read_collection(source: str) -> Collection:
     Raises:
         DataError: it is missing or damaged, lacks a column, holds something other than text in one, or no usable row.
     """
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     counts = dict.fromkeys(_COUNTS, 0)
     chunks: list[pa.Table] = []
     kept: list[dict[str, str | None]] = []
-    for file in [path] if path.is_file() else dataset_files(source):
+    for file in [path] if what_is_at(path) == "file" else dataset_files(source):
         for place, values in _rows_of(file):
             row = None if _is_not_ok(values, place) else _texts(values, place)
             reason = "rows_not_ok" if row is None else _what_is_missing(row)

@@ -15,7 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from janus_ray.errors import DataError
+from janus_ray.store.fingerprint import fingerprint
+from janus_ray.store.hub import model_folder
 from janus_ray.store.tables import read_rows
+from janus_ray.train.collection import read_collection
 
 ROWS = [{"a": "ü", "n": 1}, {"a": "zwei", "n": None}]
 LINES = '{"a": "ü", "n": 1}\n{"a": "zwei", "n": null}\n'
@@ -213,3 +216,12 @@ def test_hostile_files_give_rows_or_an_error_of_ours(tmp_path, content, name, ma
             json.dumps(row.values, ensure_ascii=False).encode()
     except DataError as error:
         assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("name", ["x" * 256, "a/" * 2100, "circle"])
+@pytest.mark.parametrize("look", [lambda path: next(read_rows(path)), read_collection, fingerprint, model_folder])
+def test_a_path_that_the_system_does_not_follow_is_one_line(tmp_path, name, look):
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(DataError, match=r"cannot be read: (File name too long|Too many levels)") as caught:
+        look(str(tmp_path / name))
+    assert "\n" not in str(caught.value)
