@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from janus_ray.control import ControlTokens
 from janus_ray.errors import CheckpointError, DataError
 from janus_ray.records import canonical_json
+from janus_ray.text import is_blank
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -72,9 +73,9 @@ class EncodedExample:
 
 
 def conversation(system: str | None, prompt: str) -> list[Message]:
-    """The messages of one single-turn request; an empty system message counts as none."""
+    """The messages of one single-turn request; a blank system message counts as none."""
     user = {"role": "user", "content": prompt}
-    return [{"role": "system", "content": system}, user] if system else [user]
+    return [user] if is_blank(system or "") else [{"role": "system", "content": system or ""}, user]
 
 
 def use_template(tokenizer: PreTrainedTokenizerBase, chat_template: ChatTemplate) -> ChatEncoder:

@@ -7,10 +7,11 @@ every float, halves of surrogate pairs. Each of these is refused or made well-fo
 from __future__ import annotations
 
 import json
+import math
 from email.message import Message
 from typing import Any
 
-from janus_ray.serve.refusals import ApiError
+from janus_ray.serve.refusals import ApiError, wrong_field
 from janus_ray.text import well_formed, well_formed_values
 
 # Deeper than any JSON schema, and far from what would exhaust the stack of a reader further on.
@@ -18,6 +19,8 @@ _MAX_NESTING = 64
 # Python itself refuses to read integers from 4,300 digits on, because the time grows with their square.
 _MAX_DIGITS = 400
 _UTF8_MARK = b"\xef\xbb\xbf"
+# Also how Excel and Python say it, and a header that begins to say it.
+_UTF8_NAMES = ("", "utf-8", "utf8", "utf-8-sig")
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -43,6 +46,7 @@ def read_object(raw: bytes, content_type: str | None) -> dict[str, Any]:
         raise _refused("the body must be a JSON object")
     if _deeper_than(value, _MAX_NESTING):
         raise _refused(f"the body is nested more than {_MAX_NESTING} levels deep")
+    _refuse_odd_numbers(value, "")
     return well_formed_values(value)
 
 
@@ -60,7 +64,7 @@ def _stated(content_type: str | None) -> tuple[str, str]:
 def _decoded(raw: bytes, charset: str) -> str:
     if raw.startswith(_UTF16_MARKS) or b"\0" in raw[:4]:
         raise _refused("the body must be UTF-8; this looks like UTF-16 or UTF-32", "encoding")
-    if not raw.isascii() and charset.replace("_", "-") not in ("utf-8", "utf8"):
+    if not raw.isascii() and charset.replace("_", "-") not in _UTF8_NAMES:
         raise _refused(f"the body must be UTF-8, not {_shown(charset)}", "encoding")
     try:
         return raw.removeprefix(_UTF8_MARK).decode()
@@ -92,21 +96,37 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _constant(name: str) -> Any:
-    raise _refused(f"the body is not valid JSON: {name} is not a JSON number")
+class _Odd(float):
+    """Stands for a number that no program could take until it is known which field it is in."""
+
+    problem: str
 
 
-def _integer(digits: str) -> int:
-    if len(digits) > _MAX_DIGITS:
-        raise _refused(f"a number in the body has {len(digits)} digits")
-    return int(digits)
+def _odd(problem: str) -> _Odd:
+    number = _Odd("nan")
+    number.problem = problem
+    return number
+
+
+def _constant(name: str) -> float:
+    return _odd(f"{name} is not a JSON number")
+
+
+def _integer(digits: str) -> int | float:
+    return int(digits) if len(digits) <= _MAX_DIGITS else _odd(f"this number has {len(digits)} digits")
 
 
 def _number(digits: str) -> float:
     value = float(digits)
-    if value in (float("inf"), float("-inf")):
-        raise _refused(f"a number in the body is too large: {_shown(digits)}")
-    return value
+    return value if math.isfinite(value) else _odd(f"this number is too large: {_shown(digits)}")
+
+
+def _refuse_odd_numbers(value: Any, path: str) -> None:
+    if isinstance(value, _Odd):
+        raise wrong_field(path, value.problem, "json_invalid")
+    if isinstance(value, dict | list):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            _refuse_odd_numbers(inner, f"{path}.{name}" if path else str(name))
 
 
 def _shown(text: str, most: int = 40) -> str:

@@ -32,6 +32,7 @@ from janus_ray.model_folder import load_encoder, weights_id
 from janus_ray.serve.engine_errors import refusal
 from janus_ray.serve.prompts import TOKENIZER_MODE, check_prompts, use_our_prompts
 from janus_ray.serve.recipe import DEPLOYMENT_PREFIX, ServedModel, ServeRecipe
+from janus_ray.serve.requests import MAX_STOPS
 from janus_ray.store.hub import model_folder
 
 _GIB = 1024**3
@@ -331,9 +332,11 @@ def _environment(model: ServedModel) -> dict[str, str]:
     Threads are counted, not pinned: replicas on one machine know nothing of each other, and pinned ones would all
     choose the same cores.
     """
+    # As many stop texts as the gateway lets through; the engine's own limit is 4.
+    limits = {"VLLM_MAX_STOP_STRINGS": str(MAX_STOPS)}
     if model.num_gpus:
-        return {}
-    threads = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(model.cpus_per_replica)}
+        return limits
+    threads = {**limits, "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(model.cpus_per_replica)}
     # vLLM compiles some small functions on their first use even in eager mode: 10 s each, and it takes a C++ compiler.
     return {**threads, **({"TORCHDYNAMO_DISABLE": "1"} if _eager(model) else {})}
 

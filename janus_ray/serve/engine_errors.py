@@ -16,6 +16,9 @@ _LIMIT = re.compile(r"(?:context|model) length (?:is|of) (\d+)|context length \(
 _GIVEN = re.compile(r"contains (at least )?(\d+) (\w+)|\(length (\d+)\)|Input length \((\d+)\)")
 _ASKED = re.compile(r"requested (\d+) output tokens")
 _NO_TOKENS = re.compile(r"out-of-vocab|out of vocab", re.IGNORECASE)
+_INVALID = re.compile(r"\d+ validation errors? for ")
+# One entry of a pydantic error: the field's path in a line of its own, if it is about one, and below it what is wrong.
+_ENTRY = re.compile(r"^(?:(\S+)\n)?\s+(.+?) \[type=", re.MULTILINE)
 _GRAMMAR = re.compile(r"grammar|json ?schema|regex|structured|compile", re.IGNORECASE)
 
 
@@ -39,6 +42,10 @@ def in_our_words(message: str, param: str | None = None) -> tuple[str, str | Non
     """The engine's reason as one sentence of ours, and the request's field that it is about."""
     if _TOO_LONG.search(message):
         return _too_long(message), "messages"
+    if _INVALID.match(message) and (entries := _ENTRY.findall(message)):
+        # Of the alternatives that a field has, the last is the list.
+        path, problem = entries[-1]
+        return in_our_words(_first_sentence(problem), path.partition(".")[0] or param)
     line = _first_sentence(message)
     if _NO_TOKENS.search(message) and "logit_bias" in message:
         size = re.search(r"[Vv]ocab\w* size:? (\d+)", message)
@@ -64,9 +71,8 @@ def _unit(word: str | None) -> str:
 
 def _first_sentence(message: str) -> str:
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    # A pydantic error begins with its class, and says what is wrong in its third line.
-    if lines and re.match(r"\d+ validation errors? for ", lines[0]):
-        lines = [lines[2].partition(" [type=")[0]] if len(lines) > 2 else []
+    if lines and _INVALID.match(lines[0]):
+        lines = []
     line = re.sub(r"\s*\(parameter=.*\)$", "", lines[0]) if lines else "the request was refused"
     line = re.sub(r"^(?:Value error, |(?:\w+\.)*\w*(?:Error|Exception|Grammar error): )", "", line)
     return line if len(line) <= _MAX_CHARACTERS else f"{line[:_MAX_CHARACTERS]}…"

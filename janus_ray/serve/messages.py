@@ -10,19 +10,31 @@ from __future__ import annotations
 from typing import Any
 
 from janus_ray.serve.refusals import wrong_field
+from janus_ray.text import is_blank
 
 _SYSTEM = ("system", "developer")
 _ROLES = (*_SYSTEM, "user", "assistant")
 # What a turn may bring along without any part in its text. `parsed` is the SDK's own copy of the text; thoughts of
 # earlier turns are not given to a model again.
-_BESIDE_THE_TEXT = ("name", "annotations", "parsed", "reasoning", "reasoning_content")
+_BESIDE_THE_TEXT = (
+    "name",
+    "annotations",
+    "parsed",
+    "reasoning",
+    "reasoning_content",
+    # As above under the names that other clients and endpoints have for it.
+    "reasoning_details",
+    "thinking_blocks",
+    "provider_specific_fields",
+)
 _MEANINGFUL = ("tool_calls", "function_call", "audio", "tool_call_id")
 
 
 def system_and_turns(messages: Any) -> tuple[str, list[dict[str, str]]]:
     """The system message, "" where there is none, and the turns that follow it, user first and last.
 
-    Several system or developer messages before the first turn become one, with a blank line between them.
+    Several system or developer messages before the first turn become one, with a blank line between them. A blank one
+    counts as none, as in training.
 
     Raises:
         ApiError: 400 with the path of the field.
@@ -40,7 +52,7 @@ def system_and_turns(messages: Any) -> tuple[str, list[dict[str, str]]]:
             raise wrong_field(f"messages.{first + index}.role", f"{turn['role']!r} where {due!r} is due", "role_order")
     if len(turns) % 2 == 0:
         raise wrong_field("messages", "the last message must be the user's", "role_order")
-    return "\n\n".join(text for _, text in pairs[:first] if text), turns
+    return "\n\n".join(text for _, text in pairs[:first] if not is_blank(text)), turns
 
 
 def _role_and_text(message: Any, path: str) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from janus_ray.chat import ChatTemplate
 from janus_ray.config import PathText, RayConfig, Recipe
 from janus_ray.records import DIMENSIONS
+from janus_ray.text import is_blank
 
 DEPLOYMENT_PREFIX = "model:"
 
@@ -28,7 +29,7 @@ class Value(Recipe):
     @field_validator("description")
     @classmethod
     def _says_something(cls, description: str) -> str:
-        if not description.strip():
+        if is_blank(description):
             raise ValueError("must not be blank")
         return description
 
@@ -46,7 +47,7 @@ class Persona(Recipe):
     @classmethod
     def _one_sentence_for_each_dimension(cls, preferences: list[str] | list[Value]) -> list[str] | list[Value]:
         texts = [value for value in preferences if isinstance(value, str)]
-        if texts and (len(texts) != len(DIMENSIONS) or not all(text.strip() for text in texts)):
+        if texts and (len(texts) != len(DIMENSIONS) or any(map(is_blank, texts))):
             raise ValueError(f"expected {len(DIMENSIONS)} sentences, one for each of {', '.join(DIMENSIONS)}")
         if not preferences:
             raise ValueError("expected at least one value")

@@ -47,5 +47,5 @@ def overloaded() -> ApiError:
 def wrong_field(path: str, problem: str, code: str) -> ApiError:
     """The refusal of one field, named by its path in the request."""
     path = path if len(path) <= _SHOWN_CHARACTERS else f"{path[:_SHOWN_CHARACTERS]}…"
-    path = path if path.isprintable() else repr(path)
+    path = path if path and path.isprintable() else repr(path)
     return ApiError(400, f"{path}: {problem}", param=path, code=code)

@@ -12,7 +12,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+)
 
 from janus_ray.records import Preference
 from janus_ray.serve.bodies import read_object
@@ -20,6 +29,7 @@ from janus_ray.serve.messages import system_and_turns
 from janus_ray.serve.recipe import ServeRecipe, Value
 from janus_ray.serve.refusals import ApiError, wrong_field
 from janus_ray.serve.verbalise import verbalise
+from janus_ray.text import is_blank
 
 # They cannot change an answer here.
 IGNORED = (
@@ -47,6 +57,8 @@ _UNSUPPORTED: dict[str, Any] = {
     "verbosity": "medium",
     "web_search_options": None,
 }
+MAX_STOPS = 16
+"""Stop texts of one request; OpenAI takes 4."""
 _MAX_TOKEN_ID_DIGITS = 9
 _MAX_LOGIT_BIAS = 1024
 _INT64 = 2**63
@@ -58,7 +70,7 @@ _ALLOWED = {
     "temperature": "a number from 0 to 2",
     "top_p": "a number above 0, up to 1",
     "n": "a whole number from 1",
-    "stop": "a text or a list of up to 16 texts, none of them empty",
+    "stop": f"a text or a list of up to {MAX_STOPS} texts, none of them empty",
     "stream": "true or false",
     "presence_penalty": "a number from -2 to 2",
     "frequency_penalty": "a number from -2 to 2",
@@ -100,7 +112,13 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-_Sentence = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=2000)]
+def _seen(text: str) -> str:
+    if is_blank(text):
+        raise ValueError("should not be empty")
+    return text
+
+
+_Sentence = Annotated[str, StringConstraints(strip_whitespace=True, max_length=2000), AfterValidator(_seen)]
 _Whole = Annotated[int, BeforeValidator(_whole)]
 _Stop = Annotated[str, StringConstraints(min_length=1)]
 
@@ -141,7 +159,7 @@ class ChatBody(_Body):
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
     n: _Whole | None = Field(default=None, ge=1)
-    stop: Annotated[list[_Stop], Field(max_length=16)] | None = None
+    stop: Annotated[list[_Stop], Field(max_length=MAX_STOPS)] | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
@@ -217,7 +235,6 @@ def parse_chat(raw: bytes, recipe: ServeRecipe, content_type: str | None = None)
         )
     if chat.janus:
         system = verbalise(as_preferences(chat.janus.preferences))
-    # An empty system message counts as none, as in training (chat.conversation).
     messages = ([{"role": "system", "content": system}] if system else []) + turns
     return EngineRequest(chat.model, system or None, bool(chat.stream), _engine_body(chat, messages), ignored)
 

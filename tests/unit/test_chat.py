@@ -86,7 +86,12 @@ def test_the_format_is_the_papers(encoders):
         return encoder.tokenizer.decode(encoder.encode_prompt(messages))
 
     assert text(conversation(system, user)) == f"<s>[INST] {system}\n{user} [/INST]"
-    assert text(conversation(None, user)) == text(conversation("", user)) == f"<s>[INST] {user} [/INST]"
+    assert (
+        text(conversation(None, user))
+        == text(conversation("", user))
+        == text(conversation(" \u200b\n", user))
+        == f"<s>[INST] {user} [/INST]"
+    )
     turns = [*conversation("S", "one"), {"role": "assistant", "content": "two"}, {"role": "user", "content": "three"}]
     assert text(turns) == "<s>[INST] S\none [/INST]two</s>[INST] three [/INST]"
 

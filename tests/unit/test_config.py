@@ -238,7 +238,9 @@ def test_hostile_values_give_a_recipe_that_says_the_same_or_one_line(values, nam
             assert math.isfinite(value)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     content=st.binary(max_size=40)
     | st.text(st.sampled_from('abname=".[]{}#\n\r\\u0 1e9-:T\0é'), max_size=60).map(str.encode)

@@ -200,7 +200,9 @@ def test_a_folder_is_read_by_split_and_never_its_ledger(tmp_path):
         values(ours)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     content=st.binary(max_size=60)
     | st.text(st.sampled_from('[]{}":,;\t\n\r \\u\ud8000aé\ufeff"'), max_size=60).map(

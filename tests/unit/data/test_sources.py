@@ -175,7 +175,9 @@ values = st.recursive(
 hostile_rows = st.dictionaries(st.sampled_from(["instruction", "input", "turns", "a.b", "kind"]), values, max_size=4)
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     rows=st.lists(hostile_rows | st.fixed_dictionaries({"instruction": st.text(max_size=8)}), max_size=6),
     array=st.booleans(),

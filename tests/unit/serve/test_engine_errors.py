@@ -56,9 +56,24 @@ def test_a_prompt_that_is_too_long_is_told_how_long_it_is_and_what_is_allowed(sa
         (
             "1 validation error for ChatCompletionRequest\nseed\n  Input should be less than 5 [type=x, input_value=9]",
             None,
-            "Input should be less than 5",
+            "seed: Input should be less than 5",
+            "seed",
+        ),
+        (
+            "2 validation errors for ChatCompletionRequest\nstop.str\n  Input should be a valid string "
+            "[type=string_type, input_value=['a', 'b'], input_type=list]\n    For further information visit https://errors.pydantic.dev\n"
+            "stop.list[str]\n  List should have at most 4 items after validation, not 5 [type=too_long, input_value=[]",
+            None,
+            "stop: List should have at most 4 items after validation, not 5",
+            "stop",
+        ),
+        (
+            "1 validation error for ChatCompletionRequest\n  Value error, these do not go together [type=value_error]",
+            None,
+            "these do not go together",
             None,
         ),
+        ("1 validation error for ChatCompletionRequest", None, "the request was refused", None),
         (
             "n must be 1 when using greedy sampling, got 4.",
             None,

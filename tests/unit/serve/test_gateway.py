@@ -111,10 +111,15 @@ async def test_preferences_and_the_equal_system_message_reach_the_engine_alike(g
 
 async def test_without_values_there_is_no_system_message(gateway):
     echo = Echo()
-    for messages in ([USER], [{"role": "system", "content": ""}, USER]):
+    blank = [
+        [{"role": role, "content": text}, USER] for role in ("system", "developer") for text in ("", " \n", "\u200b")
+    ]
+    for messages in ([USER], *blank):
         response = await ask(gateway(echo), messages=messages)
         assert "x-janus-system-sha" not in response.headers
-    assert [body["messages"] for body in echo.bodies] == [[USER], [USER]]
+    assert [body["messages"] for body in echo.bodies] == [[USER]] * 7
+    stated = await ask(gateway(echo), messages=blank[1], janus={"preferences": ["Be warm."]})
+    assert stated.headers["x-janus-system-sha"] == system_sha(verbalise(["Be warm."]))
 
 
 @pytest.mark.parametrize(
@@ -137,7 +142,13 @@ async def test_without_values_there_is_no_system_message(gateway):
         ({"messages": [{"role": "system", "content": "x"}]}, "messages", "must be the user's"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "url": "x"}]}]}, None, "text"),
         ({"janus": {"preferences": []}}, "janus.preferences", "at least 1"),
-        ({"janus": {"preferences": ["  "]}}, None, ""),
+        ({"janus": {"preferences": ["  "]}}, "janus.preferences.0", "not be empty"),
+        ({"janus": {"preferences": ["\u200b\u3164"]}}, "janus.preferences.0", "not be empty"),
+        (
+            {"janus": {"preferences": [{"dimension": "style", "description": "\u200b"}]}},
+            "janus.preferences.0.description",
+            "must not be blank",
+        ),
         ({"janus": {"preferences": [{"dimension": "style"}]}}, None, ""),
         ({"janus": {"values": []}}, "janus.preferences", "is required"),
         (
@@ -179,7 +190,9 @@ _bodies = st.binary(max_size=40) | st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(raw=_bodies, content_type=st.none() | st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=20))
 def test_whatever_comes_in_a_refusal_or_an_answer_goes_out(gateway, raw, content_type):
     echo = Echo()

@@ -209,6 +209,7 @@ def test_the_ends_of_the_ranges_are_taken():
         ({"messages": [{"role": "user", "content": "x", "a\nb": 1}]}, "'messages.0.a\\nb'"),
         ({"a\nb": 1}, "'a\\nb'"),
         ({"a[0]": 1}, "a[0]"),
+        ({"": 1}, "''"),
         ({"x" * 5000: 1}, None),
     ],
 )
@@ -238,6 +239,8 @@ def test_a_developer_is_a_system_and_several_become_one():
         (ChatCompletionMessage(role="assistant", refusal="I cannot.").model_dump(), "I cannot."),
         ({"role": "assistant"}, ""),
         ({"role": "assistant", "content": "Hi.", "reasoning_content": "Hm.", "parsed": None}, "Hi."),
+        ({"role": "assistant", "content": "Hi.", "reasoning_details": [{}], "thinking_blocks": []}, "Hi."),
+        ({"role": "assistant", "content": "Hi.", "provider_specific_fields": {"refusal": None}}, "Hi."),
         ({"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}, "No."),
         ({"role": "assistant", "content": "Hi.", "name": "bot", "tool_call_id": None}, "Hi."),
     ],
