@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from janus_ray.control import ControlTokens
@@ -194,13 +195,27 @@ class ChatEncoder:
         """
         first = example.loss_mask.index(True) if True in example.loss_mask else len(example.loss_mask)
         prompt, learned = example.input_ids[:first], example.input_ids[first:]
-        plain = self._control.encode(response)
         shown = f"{self.tokenizer.decode(prompt)!r} + loss on {self.tokenizer.decode(learned)!r}"
-        whole = _letters(str(self.tokenizer.decode(plain))) in _letters(str(self.tokenizer.decode(learned)))
-        ended = learned[-1:] == [self.end_id]
-        if not prompt or not all(example.loss_mask[first:]) or not whole or not ended:
+        whole = self._holds(learned, response) and learned[-1:] == [self.end_id]
+        if not prompt or not all(example.loss_mask[first:]) or not whole:
             raise DataError(f"mask audit: a document is wrong: {shown}")
         return shown
+
+    def audit_conversation(self, examples: Sequence[EncodedExample], messages: Sequence[Message]) -> None:
+        """`audit` for every assistant turn of a conversation: each is one stretch of loss, and nothing else is.
+
+        Raises:
+            DataError: as `audit`, there are more or fewer stretches than assistant turns, or what the user wrote before
+                one is not the text without loss before its stretch.
+        """
+        parts = [part for example in examples for part in _parts(example)]
+        turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+        if len(parts) != len(turns):
+            raise DataError(f"mask audit: {len(parts)} stretches of loss for {len(turns)} assistant turns")
+        for index, (before, part) in zip(turns, parts, strict=True):
+            shown = self.audit(part, messages[index]["content"])
+            if len(parts) > 1 and not self._holds(before, messages[index - 1]["content"]):
+                raise DataError(f"mask audit: message {index - 1} is not before the answer to it: {shown}")
 
     def probe_sha256(self) -> str:
         """Hash of the token ids of the probe set.
@@ -220,6 +235,11 @@ class ChatEncoder:
             except DataError:
                 ids.append(None)
         return ids
+
+    def _holds(self, ids: list[int], text: str) -> bool:
+        """Whether ids decode to something with a text in it, spaces aside."""
+        plain = self.tokenizer.decode(self._control.encode(text))
+        return _letters(str(plain)) in _letters(str(self.tokenizer.decode(ids)))
 
     def _prompt(self, messages: Sequence[Message], **variables: Any) -> str:
         text = self._render(messages, True, **variables) + self._header
@@ -341,6 +361,27 @@ class ChatEncoder:
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"]
+
+
+def loss_stretches(mask: Sequence[bool | int]) -> list[tuple[int, int]]:
+    """Where loss begins and, exclusive, where it ends, for every stretch of tokens that carry it."""
+    edges = [index for index, (a, b) in enumerate(pairwise([0, *mask, 0])) if bool(a) != bool(b)]
+    return list(zip(edges[::2], edges[1::2], strict=True))
+
+
+def _parts(example: EncodedExample) -> list[tuple[list[int], EncodedExample]]:
+    """For each stretch of loss the ids since the stretch before, and the example up to its end as if it were alone.
+
+    What is behind the last stretch goes to it, without loss.
+    """
+    parts, done = [], 0
+    stretches = loss_stretches(example.loss_mask)
+    for number, (start, stop) in enumerate(stretches, start=1):
+        end = stop if number < len(stretches) else len(example.input_ids)
+        mask = [start <= index < stop for index in range(end)]
+        parts.append((example.input_ids[done:start], EncodedExample(example.input_ids[:end], mask)))
+        done = stop
+    return parts
 
 
 def _letters(text: str) -> str:

@@ -1,11 +1,10 @@
-"""The rows to train on, out of whatever holds them: a system message or none, a prompt, an answer.
+"""The rows to train on, out of whatever holds them: a system message or none, then prompts and answers in turns.
 
 A row that lacks something is left out and counted; a value that is no text is refused with its row.
 """
 
 from __future__ import annotations
 
-import math
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -15,17 +14,20 @@ from typing import Any
 
 import pyarrow as pa
 
+from janus_ray.chat import Message, conversation
 from janus_ray.errors import DataError
 from janus_ray.store.files import what_is_at
 from janus_ray.store.hub import dataset_files
 from janus_ray.store.tables import column_names, is_parquet, read_rows
 from janus_ray.text import is_blank
+from janus_ray.train.conversations import REASONS, is_nothing, is_null, kind, read_messages
 
 _COLUMNS = ("system", "prompt", "output")
+_MESSAGES = "messages"
 _STATUS = "status"
-_COUNTS = ("rows", "rows_without_system", "rows_not_ok", "rows_without_prompt", "rows_without_output")
 _CHUNK_ROWS = 8192
-_SCHEMA = pa.schema([(name, pa.large_string()) for name in _COLUMNS])
+_MESSAGE = pa.struct([("role", pa.large_string()), ("content", pa.large_string())])
+_SCHEMA = pa.schema([(_MESSAGES, pa.list_(_MESSAGE))])
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,30 +35,32 @@ class Collection:
     """What there is to train on."""
 
     rows: pa.Table
-    """Columns system (null where there is none), prompt, output."""
+    """Column messages: at most one system message, then user and assistant in turns; a row of system, prompt and
+    output is a conversation of one turn."""
     counts: dict[str, int]
-    """"rows" in the table and "rows_without_system" among them; and those left out: "rows_not_ok" by their status,
-    "rows_without_prompt", "rows_without_output"."""
+    """"rows" in the table and "rows_without_system" among them; and those left out, by the reason (`REASONS`)."""
 
 
 def read_collection(source: str) -> Collection:
-    """Reads a file, a folder of files or a published dataset with at least the columns system, prompt and output.
+    """Reads a file, a folder of files or a published dataset with the columns system, prompt and output, or messages.
 
     Raises:
-        DataError: it is missing or damaged, lacks a column, holds something other than text in one, or no usable row.
+        DataError: it is missing or damaged, lacks a column, holds something other than text in one, fills both forms in
+            one row, or has no usable row.
     """
     path = Path(os.path.expanduser(source))
-    counts = dict.fromkeys(_COUNTS, 0)
+    counts = dict.fromkeys(("rows", "rows_without_system", *REASONS), 0)
     chunks: list[pa.Table] = []
-    kept: list[dict[str, str | None]] = []
+    kept: list[dict[str, list[Message]]] = []
     for file in [path] if what_is_at(path) == "file" else dataset_files(source):
         for place, values in _rows_of(file):
-            row = None if _is_not_ok(values, place) else _texts(values, place)
-            reason = "rows_not_ok" if row is None else _what_is_missing(row)
-            counts[reason or "rows"] += 1
-            if row is not None and reason is None:
-                counts["rows_without_system"] += row["system"] is None
-                kept.append(row)
+            messages = "rows_not_ok" if _is_not_ok(values, place) else _messages(values, place)
+            if isinstance(messages, str):
+                counts[messages] += 1
+                continue
+            counts["rows"] += 1
+            counts["rows_without_system"] += messages[0]["role"] != "system"
+            kept.append({_MESSAGES: messages})
             if len(kept) == _CHUNK_ROWS:
                 chunks.append(pa.Table.from_pylist(kept, schema=_SCHEMA))
                 kept = []
@@ -67,13 +71,8 @@ def read_collection(source: str) -> Collection:
 
 def left_out(counts: dict[str, int]) -> str:
     """The rows left out, for a person: "2 whose status is not ok, 1 without output"; empty where there are none."""
-    names = {
-        "rows_not_ok": "whose status is not ok",
-        "rows_without_prompt": "without prompt",
-        "rows_without_output": "without output",
-        "rows_too_long": "too long",
-    }
-    return ", ".join(f"{counts[key]} {name}" for key, name in names.items() if counts.get(key))
+    later = {"rows_refused_by_template": "refused by the chat template", "rows_too_long": "too long"}
+    return ", ".join(f"{counts[key]} {words}" for key, words in {**REASONS, **later}.items() if counts.get(key))
 
 
 def _rows_of(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -85,7 +84,7 @@ def _rows_of(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if is_parquet(file):
         _check_columns(file, column_names(file))
     present: Counter[str] = Counter()
-    for row in read_rows(str(file), columns=(*_COLUMNS, _STATUS)):
+    for row in read_rows(str(file), columns=(*_COLUMNS, _MESSAGES, _STATUS)):
         present.update(row.values.keys())
         yield f"{file}, {row.place}", row.values
     if present:
@@ -93,14 +92,51 @@ def _rows_of(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _check_columns(file: Path, present: list[str]) -> None:
-    if missing := [name for name in _COLUMNS if name not in present]:
+    missing = [name for name in _COLUMNS if name not in present]
+    if missing and _MESSAGES not in present:
         shown = ", ".join(present[:20])
-        raise DataError(f"{file}: no column {missing[0]!r}; it has: {shown}{', ...' if len(present) > 20 else ''}")
+        raise DataError(
+            f"{file}: no column {missing[0]!r}; it has: {shown}{', ...' if len(present) > 20 else ''}; "
+            f"expected system, prompt and output, or {_MESSAGES}"
+        )
 
 
 def _is_not_ok(values: dict[str, Any], place: str) -> bool:
     """Whether a row failed where it was made. Collections of others have no such column; a null in ours is not "ok"."""
     return _STATUS in values and _text(values, _STATUS, place) != "ok"
+
+
+def _messages(values: dict[str, Any], place: str) -> list[Message] | str:
+    """The conversation of a row, or why it is left out.
+
+    Raises:
+        DataError: a value is of another type, or the row says two things.
+    """
+    texts = _texts(values, place)
+    if is_nothing(values.get(_MESSAGES)):
+        return _one_turn(texts)
+    messages = read_messages(values[_MESSAGES], place)
+    # Published sets repeat the first prompt beside the messages.
+    repeated = (
+        texts["prompt"] is None or isinstance(messages, str) or _first_prompt(messages) == texts["prompt"].strip()
+    )
+    beside = [name for name in ("system", "output") if texts[name]] + ([] if repeated else ["prompt"])
+    if beside:
+        raise DataError(f"{place}: both {_MESSAGES} and {beside[0]} are filled; one of the two must be empty")
+    return messages
+
+
+def _one_turn(texts: dict[str, str | None]) -> list[Message] | str:
+    prompt, output = texts["prompt"], texts["output"]
+    if prompt is None:
+        return "rows_without_prompt"
+    if output is None:
+        return "rows_without_output"
+    return [*conversation(texts["system"], prompt), {"role": "assistant", "content": output}]
+
+
+def _first_prompt(messages: list[Message]) -> str:
+    return next(message["content"].strip() for message in messages if message["role"] == "user")
 
 
 def _texts(values: dict[str, Any], place: str) -> dict[str, str | None]:
@@ -111,26 +147,8 @@ def _texts(values: dict[str, Any], place: str) -> dict[str, str | None]:
 
 def _text(values: dict[str, Any], name: str, place: str) -> str | None:
     value = values.get(name)
-    # NaN is how pandas writes a missing text.
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if isinstance(value, str):
+        return value
+    if is_null(value):
         return None
-    if not isinstance(value, str):
-        raise DataError(f"{place}: {name} is {_kind(value)}, expected text")
-    return value
-
-
-def _what_is_missing(row: dict[str, str | None]) -> str | None:
-    return next((f"rows_without_{name}" for name in ("prompt", "output") if row[name] is None), None)
-
-
-def _kind(value: Any) -> str:
-    for kind, name in (
-        (bool, "true or false"),
-        (int | float, "a number"),
-        (list, "a list"),
-        (dict, "an object"),
-        (bytes, "bytes"),
-    ):
-        if isinstance(value, kind):
-            return name
-    return f"a {type(value).__name__}"
+    raise DataError(f"{place}: {name} is {kind(value)}, expected text")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,12 +13,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
-from janus_ray.chat import ChatEncoder, ChatTemplate, EncodedExample, conversation, use_template
+from janus_ray.chat import ChatEncoder, ChatTemplate, EncodedExample, Message, loss_stretches, use_template
 from janus_ray.cluster import quiet_ray_data
 from janus_ray.errors import DataError
 from janus_ray.model_folder import load_tokenizer, save_tokenizer
 from janus_ray.store.files import read_json, write_json
 from janus_ray.store.tables import write_parquet
+from janus_ray.text import one_line
 from janus_ray.train.collection import Collection
 from janus_ray.train.packing import pack
 from janus_ray.train.recipe import TrainRecipe
@@ -37,7 +39,20 @@ PACKED_FOLDER = "packed"
 BINS_FILE = "bins.parquet"
 _COUNTS_FILE = "counts.json"
 
-_ENCODED = pa.schema([("input_ids", pa.list_(pa.int32())), ("loss_mask", pa.list_(pa.uint8()))])
+# One row for each of the collection's: the documents that it becomes, the tokens of the longest; or why it is none.
+_ENCODED = pa.schema(
+    [
+        ("input_ids", pa.list_(pa.list_(pa.int32()))),
+        ("loss_mask", pa.list_(pa.list_(pa.uint8()))),
+        ("longest", pa.int64()),
+        ("refusal", pa.string()),
+    ]
+)
+# Among thousands of rows one may be odd; where the template refuses a larger share of them it is the wrong one.
+_MOST_REFUSED = 0.01
+# The early look takes so many rows, and finds a template wrong by a share of them that chance does not make of 1 %.
+_LOOKED_AT = 256
+_MOST_REFUSED_OF_SOME = 0.1
 _ROWS_PER_BLOCK = 1024
 _SHOWN_CHARACTERS = 60
 
@@ -46,21 +61,30 @@ def prepare(recipe: TrainRecipe, collection: Collection, folder: Path) -> dict[s
     """Writes `packed/bins.parquet` below the folder and returns what was done, in numbers.
 
     Raises:
-        DataError: no row fits into a bin, or the audit finds a wrong mask.
+        DataError: no row fits into a bin, the template refuses more than single rows, or the audit finds a wrong mask.
         CheckpointError: the base model has no usable tokenizer.
     """
     encoder = use_template(load_tokenizer(recipe.base_model), recipe.chat_template)
-    documents = _encode(collection.rows, recipe)
-    fitting = documents.filter(_mask(length <= recipe.max_length for length in _lengths(documents)))
+    encoded = _encode(collection.rows, recipe)
+    refusals = [refusal for refusal in encoded["refusal"].to_pylist() if refusal]
+    check_refusals(refusals, len(encoded), _MOST_REFUSED, recipe)
+    if refusals:
+        shown = f"{len(refusals)} of {len(encoded)} rows are left out, the first: {refusals[0]}"
+        print(f"train: refused by the chat template: {shown}", flush=True)
+    taken = encoded.filter(_mask(not refusal for refusal in encoded["refusal"].to_pylist()))
+    fitting = taken.filter(_mask(longest <= recipe.max_length for longest in taken["longest"].to_pylist()))
     if not len(fitting):
-        raise DataError(f"{recipe.collection}: none of {len(documents)} rows fits into {recipe.max_length} tokens")
-    packed = _packed_table(fitting, recipe.max_length)
+        raise DataError(f"{recipe.collection}: none of {len(taken)} rows fits into {recipe.max_length} tokens")
+    documents = _documents(fitting)
+    packed = _packed_table(documents, recipe.max_length)
     audit_masks(packed, encoder)
     write_parquet(folder / PACKED_FOLDER / BINS_FILE, packed, ROW_GROUP_BINS)
     supervised, tokens = sum(packed["num_supervised"].to_pylist()), sum(_lengths(packed))
     counts = {
         **collection.counts,
-        "rows_too_long": len(documents) - len(fitting),
+        "rows_refused_by_template": len(refusals),
+        "rows_too_long": len(taken) - len(fitting),
+        "documents": len(documents),
         "bins": len(packed),
         "tokens": tokens,
         "supervised_tokens": supervised,
@@ -83,7 +107,9 @@ def already_packed(folder: Path) -> dict[str, Any] | None:
 
 
 def check_chat(recipe: TrainRecipe, rows: pa.Table | None) -> str:
-    """Encodes a row with and one without a system message, and writes and reads the tokenizer as an export will.
+    """Encodes some rows, and writes and reads the tokenizer as an export will.
+
+    Single rows that the template refuses pass: `prepare` leaves them out.
 
     Args:
         recipe: names the base model and the template.
@@ -94,20 +120,37 @@ def check_chat(recipe: TrainRecipe, rows: pa.Table | None) -> str:
 
     Raises:
         CheckpointError: the tokenizer cannot be used with this template, or an export of it could not be served.
-        DataError: the template does not take such rows.
+        DataError: the template does not take such rows, or a mask is wrong.
     """
     from transformers import AutoConfig
 
     encoder = use_template(load_tokenizer(recipe.base_model), recipe.chat_template)
-    systems = rows["system"].to_pylist() if rows is not None else []
-    for kind in (True, False):
-        index = next((index for index, system in enumerate(systems) if bool(system) == kind), None)
-        if rows is not None and index is not None:
-            _encoded(encoder, rows.slice(index, 1).to_pylist()[0])
+    if rows is not None:
+        # Not the first ones: files are often sorted by source. Always the same ones: a refusal can be repeated.
+        chosen = sorted(random.Random(0).sample(range(len(rows)), min(len(rows), _LOOKED_AT)))
+        outcomes = [_encoded(encoder, messages) for messages in rows["messages"].take(chosen).to_pylist()]
+        refusals = [outcome for outcome in outcomes if isinstance(outcome, str)]
+        check_refusals(
+            refusals, len(chosen), _MOST_REFUSED if len(chosen) == len(rows) else _MOST_REFUSED_OF_SOME, recipe
+        )
     with tempfile.TemporaryDirectory() as folder:
         AutoConfig.from_pretrained(recipe.base_model).save_pretrained(folder)
         save_tokenizer(encoder.tokenizer, Path(folder))
     return encoder.probe_sha256()
+
+
+def check_refusals(refusals: list[str], looked_at: int, most: float, recipe: TrainRecipe) -> None:
+    """Raises where the template refuses every row, or more than one and more than the share `most` of those looked at.
+
+    Raises:
+        DataError: one line with the number, the first reason, and what takes such rows.
+    """
+    if len(refusals) == looked_at or len(refusals) > max(1, most * looked_at):
+        advice = '; chat_template = "janus" takes them' if recipe.chat_template == "own" else ""
+        raise DataError(
+            f"{recipe.collection}: the chat template refuses {len(refusals)} of the {looked_at} rows looked at, "
+            f"the first: {refusals[0]}{advice}"
+        )
 
 
 def audit_masks(packed: pa.Table, encoder: ChatEncoder) -> str:
@@ -119,8 +162,8 @@ def audit_masks(packed: pa.Table, encoder: ChatEncoder) -> str:
         The printed example, its part with loss in brackets.
 
     Raises:
-        DataError: a document does not start as prompts do, does not end with the token that ends an answer under
-            loss, or has loss that is not one block at its end.
+        DataError: a document does not start as prompts do, does not end under loss, or has a stretch of loss in which
+            the token that ends an answer does not stand at the end and only there.
     """
     shown, decode = "", encoder.tokenizer.decode
     for row in packed.to_pylist():
@@ -128,17 +171,22 @@ def audit_masks(packed: pa.Table, encoder: ChatEncoder) -> str:
         for length in row["document_lengths"]:
             ids, mask = row["input_ids"][start : start + length], row["loss_mask"][start : start + length]
             start += length
-            first = mask.index(1) if 1 in mask else length
-            sound = encoder.begin_id in (None, ids[0]) and ids[-1] == encoder.end_id
-            if not sound or not 0 < first < length or not all(mask[first:]):
+            stretches = loss_stretches(mask)
+            first, last = (stretches[0][0], stretches[-1][1]) if stretches else (length, 0)
+            ends = all(_ends(ids[begin:end], encoder.end_id) for begin, end in stretches)
+            if encoder.begin_id not in (None, ids[0]) or not 0 < first < last == length or not ends:
                 raise DataError(f"mask audit: a document is wrong: {decode(ids)!r}, loss from token {first}")
             shown = shown or f"{decode(ids[:first])!r} + loss on {decode(ids[first:])!r}"
     print(f"train: mask audit: {shown}", flush=True)
     return shown
 
 
+def _ends(stretch: list[int], end_id: int | None) -> bool:
+    return stretch[-1] == end_id and end_id not in stretch[:-1]
+
+
 def _encode(rows: pa.Table, recipe: TrainRecipe) -> pa.Table:
-    """Token ids and loss masks of all rows, in the rows' order."""
+    """The documents of all rows, in the rows' order; for a row that the template refuses the reason."""
     import ray
     import ray.data
 
@@ -164,23 +212,43 @@ class _EncodeRows:
         self._encoder = use_template(load_tokenizer(base_model), chat_template)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        examples = [_encoded(self._encoder, row) for row in batch.to_pylist()]
-        masks = [[int(loss) for loss in example.loss_mask] for example in examples]
-        return pa.table({"input_ids": [example.input_ids for example in examples], "loss_mask": masks}, schema=_ENCODED)
+        encoded = [_encoded(self._encoder, messages) for messages in batch["messages"].to_pylist()]
+        return pa.Table.from_pylist([_encoded_row(each) for each in encoded], schema=_ENCODED)
 
 
-def _encoded(encoder: ChatEncoder, row: dict[str, Any]) -> EncodedExample:
-    """A row as a training example, compared with the row.
+def _encoded_row(encoded: list[EncodedExample] | str) -> dict[str, Any]:
+    if isinstance(encoded, str):
+        return {"refusal": encoded}
+    return {
+        "input_ids": [example.input_ids for example in encoded],
+        "loss_mask": [[int(loss) for loss in example.loss_mask] for example in encoded],
+        "longest": max(len(example.input_ids) for example in encoded),
+    }
+
+
+def _encoded(encoder: ChatEncoder, messages: list[Message]) -> list[EncodedExample] | str:
+    """A row as training examples, compared with the row; or why the template refuses it, with its prompt's beginning.
 
     Raises:
-        DataError: the template does not take it, or its mask is wrong; with the beginning of its prompt.
+        DataError: a mask is wrong.
     """
+    prompt = next(message["content"] for message in messages if message["role"] == "user")
+    row = f"row with the prompt {prompt[:_SHOWN_CHARACTERS]!r}"
     try:
-        example = encoder.encode_example(conversation(row["system"], row["prompt"]), row["output"])
-        encoder.audit(example, row["output"])
+        examples = encoder.encode_conversation(messages)
     except DataError as error:
-        raise DataError(f"row with the prompt {row['prompt'][:_SHOWN_CHARACTERS]!r}: {error}") from None
-    return example
+        return f"{row}: {one_line(str(error))}"
+    try:
+        encoder.audit_conversation(examples, messages)
+    except DataError as error:
+        raise DataError(f"{row}: {error}") from None
+    return examples
+
+
+def _documents(encoded: pa.Table) -> pa.Table:
+    """The documents of all rows one below the other: token ids and loss masks."""
+    names = ("input_ids", "loss_mask")
+    return pa.table({name: pc.call_function("list_flatten", [encoded[name]]) for name in names})
 
 
 def _packed_table(documents: pa.Table, max_length: int) -> pa.Table:

@@ -17,15 +17,17 @@ class TrainRecipe(Recipe):
 
     collection: PathText = Field(json_schema_extra=OPERATIONAL)
     """Parquet, JSON lines, a JSON array or CSV, as a file, a folder of files or a hub id ("org/name@revision"), with at
-    least the published columns system, prompt, output as text. Rows without prompt or output, and rows whose status is
-    there and not "ok", are left out and counted; a null or blank system means that there is none."""
+    least the published columns system, prompt, output as text, or with messages: conversations of several turns as
+    OpenAI's fine-tuning files hold them, with loss on every assistant turn. Rows that cannot be trained on, and rows
+    whose status is there and not "ok", are left out and counted; a null or blank system means that there is none."""
     # Where the two inputs lie may change; what is in them is compared by a resume itself.
     base_model: PathText = Field(json_schema_extra=OPERATIONAL)
     """Local Hugging Face folder, or a hub id ("org/name@revision"), of the model to start from: a decoder of one of the
     families in train/families.py, with weights in safetensors."""
     chat_template: ChatTemplate = "janus"
     """How a conversation becomes token ids: "janus" is the paper's format, "own" the chat template that the base
-    model's tokenizer brings, with its rule for system messages. The exported model names it, and is served with it."""
+    model's tokenizer brings, with its rule for system messages. A row that it refuses is left out and counted; where it
+    refuses more than 1 % of them the run stops. The exported model names it, and is served with it."""
     output_dir: PathText = Field(json_schema_extra=OPERATIONAL)
     """Folder for the packed data, checkpoints, metrics and the model. On a cluster: storage that every node sees."""
 

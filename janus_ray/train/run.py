@@ -106,9 +106,12 @@ def _made_from_other_inputs(folder: Path) -> ConfigError:
 
 
 def _print_data(counts: dict[str, Any], recipe: TrainRecipe) -> None:
-    rows = counts["rows"] - counts["rows_too_long"]
+    # A run that an earlier version packed has no such counts.
+    rows = counts["rows"] - counts["rows_too_long"] - counts.get("rows_refused_by_template", 0)
+    documents = counts.get("documents", rows)
+    shown = f"{rows} rows" if documents == rows else f"{rows} rows in {documents} documents"
     print(
-        f"train: {rows} rows ({counts['rows_without_system']} have no system message); "
+        f"train: {shown} ({counts['rows_without_system']} have no system message); "
         f"left out: {left_out(counts) or 'none'}",
         flush=True,
     )
