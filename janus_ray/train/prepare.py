@@ -176,7 +176,12 @@ def audit_masks(packed: pa.Table, encoder: ChatEncoder) -> str:
             ends = all(_ends(ids[begin:end], encoder.end_id) for begin, end in stretches)
             if encoder.begin_id not in (None, ids[0]) or not 0 < first < last == length or not ends:
                 raise DataError(f"mask audit: a document is wrong: {decode(ids)!r}, loss from token {first}")
-            shown = shown or f"{decode(ids[:first])!r} + loss on {decode(ids[first:])!r}"
+            if not shown:
+                starts = [0, *(end for _, end in stretches)]
+                shown = " + ".join(
+                    f"{decode(ids[before:begin])!r} + loss on {decode(ids[begin:end])!r}"
+                    for before, (begin, end) in zip(starts, stretches, strict=False)
+                )
     print(f"train: mask audit: {shown}", flush=True)
     return shown
 

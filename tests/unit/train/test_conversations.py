@@ -253,7 +253,9 @@ def test_the_audit_of_packed_documents_takes_several_stretches_and_refuses_wrong
         }
         return pa.Table.from_pylist([row], schema=prepare_module.PACKED)
 
-    assert audit_masks(packed((start, stop), (again, end)), encoder)
+    shown = audit_masks(packed((start, stop), (again, end)), encoder)
+    assert "assistant\\n' + loss on 'Yes.<|im_end|>' + '\\n<|im_start|>user\\nTwo?" in shown
+    assert shown.endswith(" + loss on 'No </s> way.<|im_end|>'")
     for wrong in (
         [(start, end)],
         [(start, stop - 1), (again, end)],
