@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeGuard, TypeVar, get_args, get_origin
 
@@ -131,6 +131,19 @@ def _too_large(value: Any, path: tuple[str, ...]) -> tuple[str, ...]:
 def resolved(recipe: Recipe) -> dict[str, Any]:
     """The recipe with every default filled in, as JSON-ready values. Recipes hold no secrets, so this may be stored."""
     return recipe.model_dump(mode="json")
+
+
+def named_paths(recipe: BaseModel, path: str = "") -> Iterator[tuple[str, str]]:
+    """Every field that names a file or folder, as its path in the recipe and its value."""
+    for name, field in type(recipe).model_fields.items():
+        value, where = getattr(recipe, name), f"{path}{name}"
+        for index, one in enumerate(value if isinstance(value, list) else []):
+            if isinstance(one, BaseModel):
+                yield from named_paths(one, f"{where}.{index}.")
+        if isinstance(value, BaseModel):
+            yield from named_paths(value, f"{where}.")
+        elif isinstance(value, str) and any(getattr(each, "func", None) is _path for each in field.metadata):
+            yield where, value
 
 
 def result_relevant(recipe: BaseModel) -> dict[str, Any]:

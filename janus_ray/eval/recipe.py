@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from janus_ray.config import OPERATIONAL, PathText, RayConfig, Recipe
-from janus_ray.llm.endpoint import Endpoint
+from janus_ray.llm.endpoint import Endpoint, model_id
 
 Condition = Literal["own_system", "no_system"]
 
@@ -22,6 +22,17 @@ class EvaluatedModel(Recipe):
     conditions: tuple[Condition, ...] = ("own_system", "no_system")
     """What is generated: with each person's own system message, and without any. The sibling control needs no
     generation of its own."""
+
+    @field_validator("name", "model")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        return model_id(value)
+
+    @field_validator("conditions")
+    @classmethod
+    def _each_once(cls, value: tuple[Condition, ...]) -> tuple[Condition, ...]:
+        # Twice would count every response twice.
+        return tuple(dict.fromkeys(value))
 
 
 class GenerationSampling(Recipe):
@@ -58,6 +69,13 @@ class PolicyEndpoint(Endpoint):
     def _is_empty(cls, value: str) -> str:
         if value:
             raise ValueError("name the evaluated models under [[models]]")
+        return value
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_served(cls, value: str) -> str:
+        if value == "miniature":
+            raise ValueError("must be the URL of a server (jobs.serve); the miniature has a teacher and a judge only")
         return value
 
 

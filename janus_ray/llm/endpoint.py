@@ -13,6 +13,17 @@ from janus_ray.config import OPERATIONAL, Recipe
 Parameter = Literal["temperature", "top_p", "max_tokens", "seed", "repetition_penalty"]
 
 
+def model_id(value: str) -> str:
+    """The id, if it is one that a request can name and a line can show.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if value != value.strip() or not value.isprintable():
+        raise ValueError("must be without spaces around it or control characters")
+    return value
+
+
 class Endpoint(Recipe):
     """One OpenAI-compatible endpoint: where it is, which model, and how hard it may be driven."""
 
@@ -67,9 +78,7 @@ class Endpoint(Recipe):
     @field_validator("model")
     @classmethod
     def _is_an_id(cls, value: str) -> str:
-        if value != value.strip() or not value.isprintable():
-            raise ValueError("must be a model id without spaces around it or control characters")
-        return value
+        return model_id(value)
 
     @field_validator("omit")
     @classmethod

@@ -106,7 +106,7 @@ def check_before_start(recipe: ServeRecipe) -> None:
             probe.bind((recipe.host, recipe.port))
         except OSError as error:
             raise ConfigError(
-                f"port {recipe.port} on {recipe.host}: {os.strerror(error.errno or 0).lower()}; "
+                f"port {recipe.port} on {recipe.host}: {(error.strerror or str(error)).lower()}; "
                 "choose another with --set port=N"
             ) from None
     for model in recipe.models:

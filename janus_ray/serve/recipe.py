@@ -130,7 +130,7 @@ class ServeRecipe(Recipe):
 
     models: list[ServedModel] = Field(min_length=1)
     """The models; the page starts with the first."""
-    host: str = "127.0.0.1"
+    host: str = Field(default="127.0.0.1", pattern=r"^[A-Za-z0-9.:%_-]+$")
     """Address to listen on. Nothing here authenticates a caller: open it to a network only behind something that does.
     Where a YAML file is deployed, its http_options say this."""
     port: int = Field(default=8000, ge=1, le=65535)

@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from janus_ray.config import IfExists, Recipe, resolved, result_relevant
+from janus_ray.config import IfExists, Recipe, named_paths, resolved, result_relevant
 from janus_ray.errors import ConfigError, DataError
 from janus_ray.store.files import os_reason, read_json, write_json
 from janus_ray.store.fingerprint import LOCK, MANIFEST, RECIPE, fingerprint
@@ -68,6 +68,8 @@ class OutputFolder:
             )
         if occupied and if_exists == "resume":
             self._check_same_recipe()
+        if self._replaces:
+            self._check_inputs_stay()
 
     @property
     def finished(self) -> bool:
@@ -188,6 +190,15 @@ class OutputFolder:
             return False
         # Copied without the file that begins with a dot.
         return True
+
+    def _check_inputs_stay(self) -> None:
+        """Refuses to delete what the stage is about to read: another stage's work, which may have been paid for."""
+        for field, value in named_paths(self.recipe):
+            inside = Path(value).resolve().is_relative_to(self.path.resolve())
+            if inside and os.path.exists(value) and field != "output_dir":
+                raise ConfigError(
+                    f"output folder {self.path}: overwriting it would delete {field} = {value}; choose another folder"
+                )
 
     def _check_same_recipe(self) -> None:
         stored = read_json(self.path / RECIPE)

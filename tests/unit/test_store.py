@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import Field
 
-from janus_ray.config import OPERATIONAL, Recipe
+from janus_ray.config import OPERATIONAL, PathText, Recipe
+from janus_ray.data.recipe import Source
 from janus_ray.errors import ConfigError, DataError
 from janus_ray.store.files import write_json, write_jsonl
 from janus_ray.store.fingerprint import fingerprint
@@ -212,6 +213,38 @@ def test_an_overwrite_that_dies_leaves_a_folder_that_is_ours_and_unfinished(tmp_
     assert not OutputFolder(tmp_path / "out", Plan(), "resume").finished
     OutputFolder(tmp_path / "out", Plan(), "overwrite").begin()
     assert not (folder.path / "data").exists()
+
+
+class Reading(Recipe):
+    output_dir: PathText
+    """Where to."""
+    data: PathText
+    """Where from."""
+    more: list[Source] = Field(default=[])
+    """Where else from."""
+
+
+@pytest.mark.parametrize("inner", [".", "model", "model/weights"])
+@pytest.mark.parametrize("field", ["data", "more.0.path"])
+def test_an_overwrite_never_deletes_what_is_to_be_read(tmp_path, inner, field):
+    made = tmp_path / "out"
+    earlier = OutputFolder(made, Reading(output_dir=str(made), data="elsewhere"), "fail")
+    earlier.begin()
+    (made / "model").mkdir()
+    (made / "model" / "weights").write_text("paid for")
+    (tmp_path / "link").symlink_to(made)
+    source = str(tmp_path / "link" / inner)
+    recipe = Reading(
+        output_dir=str(made),
+        data=source if field == "data" else "elsewhere",
+        more=[] if field == "data" else [Source(path=source)],
+    )
+    with pytest.raises(ConfigError, match=rf"would delete {field} = "):
+        OutputFolder(made, recipe, "overwrite")
+    assert (made / "model" / "weights").read_text() == "paid for"
+    beside = Reading(output_dir=str(made), data=str(tmp_path))
+    OutputFolder(made, beside, "overwrite").begin()
+    assert not (made / "model").exists()
 
 
 def test_a_manifest_is_strict_json_and_any_text_can_be_written(tmp_path):

@@ -308,6 +308,9 @@ def _toml(value):
             {"models": [{"name": "m", "model": "m", "conditions": ["no_system"]}]},
             "needs own_system among its conditions",
         ),
+        ({"models": [{"name": "m", "model": " "}]}, "models.0.model: must be without spaces around it"),
+        ({"models": [{"name": "m ", "model": "m"}]}, "models.0.name: must be without spaces around it"),
+        ({"policy": {"base_url": "miniature"}}, "policy.base_url: must be the URL of a server"),
         ({"policy": {"base_url": "http://h/v1", "model": "m"}}, r"policy.model: name the evaluated models under"),
         ({"judging": {"tempreture": 1}}, r"judging.tempreture: unknown key; allowed: temperature, max_tokens"),
     ],
@@ -315,3 +318,9 @@ def _toml(value):
 def test_recipes_that_cannot_mean_anything_are_refused(tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
         load_recipe(EvaluateRecipe, [], recipe_file(tmp_path, **changes))
+
+
+def test_a_condition_that_stands_twice_is_one(tmp_path):
+    twice = [{"name": "m", "model": "m", "conditions": ["own_system", "no_system", "own_system"]}]
+    recipe = load_recipe(EvaluateRecipe, [], recipe_file(tmp_path, models=twice))
+    assert recipe.models[0].conditions == ("own_system", "no_system")

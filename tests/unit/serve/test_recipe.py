@@ -43,6 +43,9 @@ def test_shipped_yaml_is_a_serve_config_with_a_recipe_as_arguments(name):
         ({"models": [{**MODEL, "min_replicas": 3}]}, "below min_replicas"),
         ({"models": [{**MODEL, "target_ongoing_requests": 65}]}, "can never be reached"),
         ({"models": [MODEL, MODEL]}, "model_id 'm' is used twice"),
+        # The empty one would be every address of the machine.
+        ({"host": ""}, "host: String should match pattern"),
+        ({"host": "a b"}, "host: String should match pattern"),
         ({"models": [{**MODEL, "model_id": "a b"}]}, "model_id"),
         ({"personas": [{"name": "p", "preferences": ["only one"]}]}, "expected 4 sentences"),
         ({"personas": [{"name": "p", "preferences": []}]}, "personas"),

@@ -29,6 +29,11 @@ def test_a_port_in_use_is_refused(tmp_path):
             check_before_start(recipe(tmp_path, port=port))
 
 
+def test_a_host_that_is_not_this_machine_is_refused_in_words(tmp_path):
+    with pytest.raises(ConfigError, match=r"port \d+ on no-such-host.invalid: (?!unknown error)\w"):
+        check_before_start(recipe(tmp_path, host="no-such-host.invalid", port=free_port()))
+
+
 def test_a_folder_that_is_no_model_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="no such folder"):
         check_before_start(recipe(tmp_path / "absent", port=free_port()))
