@@ -24,11 +24,13 @@ from ray.serve.llm import LLMConfig, build_llm_deployment
 from ray.serve.llm.deployment import LLMServer
 from ray.serve.llm.openai_api_models import ChatCompletionRequest
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
+from vllm.exceptions import GenerationError
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from janus_ray.chat import conversation
 from janus_ray.env import set_quiet_defaults
 from janus_ray.model_folder import load_encoder, weights_id
+from janus_ray.serve.engine_answers import Item, unfollowed, whole
 from janus_ray.serve.engine_errors import refusal
 from janus_ray.serve.prompts import TOKENIZER_MODE, check_prompts, use_our_prompts
 from janus_ray.serve.recipe import DEPLOYMENT_PREFIX, ServedModel, ServeRecipe
@@ -47,8 +49,6 @@ _LAST_WORDS_S = 3.0
 _LOGGED = 1000
 _ERROR_EVENT = 'data: {"error"'
 _CHAT_TEMPLATE = "chat_template"
-
-Item = dict[str, Any] | list[str]
 
 _log = logging.getLogger("ray.serve")
 
@@ -141,7 +141,7 @@ class ChatServer(LLMServer):
         # Broad, because this is the process boundary.
         except Exception as error:
             _log.warning("a request was refused or failed: %s: %s", type(error).__name__, str(error)[:_LOGGED])
-            yield _failure(error)
+            yield unfollowed() if isinstance(error, GenerationError) and "response_format" in body else _failure(error)
         finally:
             self._answering -= 1
 
@@ -150,7 +150,10 @@ class ChatServer(LLMServer):
         request = ChatCompletionRequest(**self._with_stops(body), request_id=uuid.uuid4().hex)
         finished = False
         try:
-            async with aclosing(await self.chat(request)) as answers, aclosing(self._paced(_plain(answers))) as items:
+            async with (
+                aclosing(await self.chat(request)) as answers,
+                aclosing(self._paced(whole(_plain(answers), body))) as items,
+            ):
                 async for item in items:
                     yield item
                     if isinstance(item, dict) and "error" in item:

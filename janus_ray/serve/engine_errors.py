@@ -73,6 +73,9 @@ def _first_sentence(message: str) -> str:
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     if lines and _INVALID.match(lines[0]):
         lines = []
+    if lines and lines[0].endswith("regex parse error:"):
+        # A drawing of the place follows, and then the reason.
+        lines = [f"{lines[0]} {lines[-1].removeprefix('error: ')}"]
     line = re.sub(r"\s*\(parameter=.*\)$", "", lines[0]) if lines else "the request was refused"
     line = re.sub(r"^(?:Value error, |(?:\w+\.)*\w*(?:Error|Exception|Grammar error): )", "", line)
     return line if len(line) <= _MAX_CHARACTERS else f"{line[:_MAX_CHARACTERS]}…"

@@ -32,6 +32,10 @@ ENGINE_REFUSES = [
     ({"logit_bias": {"99999": 5}}, "logit_bias"),
     ({"response_format": schema({"type": "nonsense"})}, "response_format"),
     ({"response_format": schema({"type": "string", "pattern": "("})}, "response_format"),
+    # Found out by the compiler in the engine's process only, or by nobody.
+    ({"response_format": schema({"type": "integer", "minimum": 1.5})}, "response_format"),
+    ({"response_format": schema({"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"})}, "response_format"),
+    ({"response_format": schema({"anyOf": []})}, "response_format"),
     ({"messages": [{"role": "user", "content": "value " * 2000}]}, "messages"),
     ({"messages": [{"role": "user", "content": "value " * 300}], "max_tokens": 800}, "messages"),
     ({"n": 2, "temperature": 0}, "n"),

@@ -73,6 +73,12 @@ def test_a_prompt_that_is_too_long_is_told_how_long_it_is_and_what_is_allowed(sa
             "these do not go together",
             None,
         ),
+        (
+            "Grammar error: regex parse error:\n    (\n    ^\nerror: unclosed group",
+            None,
+            "response_format: this schema cannot be followed: regex parse error: unclosed group",
+            "response_format",
+        ),
         ("1 validation error for ChatCompletionRequest", None, "the request was refused", None),
         (
             "n must be 1 when using greedy sampling, got 4.",
