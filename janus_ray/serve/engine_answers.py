@@ -16,6 +16,7 @@ Item = dict[str, Any] | list[str]
 
 # In events as the engine writes them, without spaces. A text cannot hold these: its quotes are escaped.
 _ENDS = '"finish_reason":"'
+_STOPS = f'{_ENDS}stop"'
 _SAYS = re.compile(r'"content":"(?!")')
 _DONE = "data: [DONE]"
 
@@ -31,7 +32,7 @@ async def whole(items: AsyncIterator[Item], body: Mapping[str, Any]) -> AsyncGen
     """
     choices, form = body.get("n") or 1, "response_format" in body
     held: list[str] = []
-    ended, said = 0, False
+    ended, said, stopped = 0, False, False
     async for item in items:
         if isinstance(item, dict):
             yield unfollowed() if form and not said and _is_nothing(item) else item
@@ -42,7 +43,8 @@ async def whole(items: AsyncIterator[Item], body: Mapping[str, Any]) -> AsyncGen
         done = any(event.startswith(_DONE) for event in item)
         ended += sum(_ENDS in event for event in item)
         said = said or any(_SAYS.search(event) for event in item)
-        if done and (ended < choices or (form and not said)):
+        stopped = stopped or any(_STOPS in event for event in item)
+        if done and (ended < choices or (form and stopped and not said)):
             yield unfollowed() if form and not said else refusal("", 500)
             return
         if said or done:

@@ -36,6 +36,7 @@ async def passed_on(items, **body):
         ([[HEAD], [DONE]], {}, [FAILURE]),
         ([[HEAD], [DONE]], FORM, [unfollowed()]),
         ([[HEAD], [STOP], [DONE]], FORM, [unfollowed()]),
+        ([[HEAD], [STOP.replace("stop", "length")], [DONE]], FORM, [[HEAD, STOP.replace("stop", "length"), DONE]]),
         ([[HEAD], FAILURE, [DONE]], FORM, [unfollowed()]),
         ([[HEAD], FAILURE, [DONE]], {}, [FAILURE]),
         ([[HEAD], [TEXT], FAILURE], FORM, [[HEAD, TEXT], FAILURE]),
