@@ -184,6 +184,10 @@ def test_a_phone_opens_with_folded_values_and_targets_for_a_finger(visit):
     ask(page, "x\n" * 30)
     page.wait_for_selector("#left .more")
     assert small_targets(page) == []
+    page.fill("#left textarea >> nth=0", "W" * 2000)
+    page.click("#left .toggle")
+    gist = "document.querySelector('#left .gist')"
+    assert page.evaluate(f"{gist}.scrollWidth <= {gist}.clientWidth") and box(page, "#left .gist")["height"] < 130
     # Nothing is wider than the screen, except what is meant to be swiped.
     assert page.evaluate("document.documentElement.scrollWidth") == PHONE[0]
 
