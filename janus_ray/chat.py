@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from janus_ray.control import ControlTokens
 from janus_ray.errors import CheckpointError, DataError
 from janus_ray.records import canonical_json
-from janus_ray.text import is_blank
+from janus_ray.text import is_blank, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -302,9 +302,19 @@ class ChatEncoder:
                 )
             )
         except TemplateSyntaxError as error:
-            raise CheckpointError(f"{self._name}: its chat template is not valid: {error}") from None
-        except (TemplateError, TypeError, ValueError) as error:
-            raise DataError(f"the chat template refuses the conversation: {error}") from None
+            raise CheckpointError(f"{self._name}: its chat template is not valid: {one_line(str(error))}") from None
+        # A template is a program: what goes wrong in it is its own, whatever the type.
+        except (
+            TemplateError,
+            TypeError,
+            ValueError,
+            ArithmeticError,
+            LookupError,
+            AttributeError,
+            RuntimeError,
+        ) as error:
+            reason = one_line(str(error)) or type(error).__name__
+            raise DataError(f"the chat template refuses the conversation: {reason}") from None
 
     def _written(self) -> set[int]:
         """The ids that the template itself writes around prompts."""

@@ -78,7 +78,7 @@ _STATES = (
 )
 _LAYERS = {"full_attention", "sliding_attention"}
 # What transformers raises on values that make no sense.
-NONSENSE = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError)
+NONSENSE = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, AssertionError)
 # Of the GPU's variable-length kernel.
 _MAX_GPU_HEAD_DIM = 256
 

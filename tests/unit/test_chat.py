@@ -228,6 +228,11 @@ def test_what_a_template_refuses_or_leaves_out_is_one_line(encoders):
         encoders["gemma"].encode_prompt([SYSTEM, USER])
     with pytest.raises(DataError, match="user and assistant must take turns"):
         encoders["janus, Mistral"].encode_prompt([USER, USER])
+    for broken in ("{{ 1 / (messages | length - 3) }}", "{{ raise_exception('two\nlines') }}"):
+        # As it stands in front of a sound template, it goes wrong for one number of messages or for all.
+        guarded = f"{{% if messages | length == 3 %}}{broken}{{% endif %}}{kinds.CHATML}"
+        with pytest.raises(DataError, match=r"refuses the conversation: (division by zero|two lines)$"):
+            own(kinds.chatml(guarded)).encode_prompt([USER, {"role": "assistant", "content": "Yes."}, USER])
     deaf = own(kinds.chatml(kinds.CHATML.replace("for m in messages", "for m in messages if m.role != 'system'")))
     with pytest.raises(DataError, match="message 0: the chat template leaves out what the system wrote"):
         deaf.encode_prompt([SYSTEM, USER])

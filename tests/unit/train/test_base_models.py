@@ -130,6 +130,7 @@ CONFIGURATIONS = {
     ),
     "no-model-type": ({"model_type": ...}, "names no model_type"),
     "no-positions": ({"max_position_embeddings": None}, "max_position_embeddings"),
+    "padding": ({"pad_token_id": 99999}, "cannot be built: .*Padding_idx must be within num_embeddings"),
     "per-layer": ({"per_layer_config": {"0": {"intermediate_size": 16}}}, "per_layer_config"),
     "positions": ({"max_position_embeddings": 100}, "100 positions, fewer than max_length = 128"),
     "rope-unknown": ({"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}}, "spiral"),
