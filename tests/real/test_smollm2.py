@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from typing import Literal
 
 import pytest
 from openai import OpenAI
 from pydantic import BaseModel
 
-from janus_ray.records import COLLECTION
+from janus_ray.llm.client import ChatClient
+from janus_ray.llm.endpoint import Endpoint
+from janus_ray.llm.ledger import Ledger
+from janus_ray.llm.request import LLMRequest, Sampling
+from janus_ray.llm.structured import complete_structured
+from janus_ray.records import DIMENSIONS
 from janus_ray.store.files import read_json
 from janus_ray.store.folder import read_manifest
 from janus_ray.store.tables import read_jsonl, read_parquet
@@ -75,52 +81,52 @@ def greedy(folder, new_tokens: int) -> str:
 
 
 class Mood(BaseModel):
-    """A small answer."""
+    """A small answer: the engine's grammar leaves no room for a long one."""
 
-    word: str
-    calm: bool
+    word: Literal["calm", "wild", "grey"]
+    deep: bool
 
 
-def test_the_engine_decodes_a_schema(server):
-    answer = OpenAI(base_url=server, api_key="none").chat.completions.parse(
-        model=MODEL_ID,
-        messages=[{"role": "user", "content": "Describe the sea as JSON."}],
-        response_format=Mood,
-        temperature=0,
-        max_tokens=60,
+async def test_the_engine_decodes_a_schema(server, tmp_path):
+    client = ChatClient(Endpoint(base_url=server, model=MODEL_ID, timeout_s=300), Ledger(tmp_path))
+    request = LLMRequest(
+        stage="mood",
+        messages=({"role": "user", "content": "How is the sea today?"},),
+        sampling=Sampling(temperature=0, max_tokens=40),
     )
+    answer, outcome = await complete_structured(client, request, Mood, max_reasks=0)
     # Nothing but the grammar keeps a model of this size to the schema.
-    assert Mood.model_validate_json(answer.choices[0].message.content or "")
+    assert isinstance(answer, Mood) and outcome.status == "ok" and outcome.sent == 1
 
 
 def test_as_a_teacher_each_of_its_rows_is_valid_or_a_counted_failure(server, tmp_path):
-    instructions = [{"instruction": "Why is the sky blue?"}, {"instruction": "How do I keep bread fresh?"}]
+    instructions = [{"instruction": "Why is the sky blue?"}]
     (tmp_path / "instructions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in instructions))
     recipe = f"""
         output_dir = "{tmp_path / "collection"}"
         sources = [{{ path = "{tmp_path / "instructions.jsonl"}" }}]
         teacher = {{ base_url = "{server}", model = "{MODEL_ID}", max_concurrency = 2, timeout_s = 300 }}
-        sampling = {{ temperature = 0, max_tokens_preferences = 400, max_tokens_system = 48, max_tokens_response = 48 }}
+        sampling = {{ temperature = 0, max_tokens_preferences = 160, max_tokens_system = 32, max_tokens_response = 32 }}
         num_sets = 1
-        max_reasks = 1
+        max_reasks = 0
         ray = {{ logical_cpus = 4, object_store_gib = 0.25 }}
     """
     finished = run_job("collect", recipe, tmp_path)
-    print(finished.stdout, finished.stderr)
-    table = read_parquet(tmp_path / "collection")
-    counts = read_manifest(tmp_path / "collection")["counts"]
-    assert finished.returncode == 0
-    assert table.schema.equals(COLLECTION) and len(table) == 2
-    assert counts["rows_ok"] + counts["rows_failed"] == 2 and counts["rows_ok"] >= 1
-    for row in table.to_pylist():
+    rows = read_parquet(tmp_path / "collection").to_pylist()
+    assert len(rows) == 1, finished.stdout + finished.stderr
+    # A model of this size seldom ends a text of its own within the room: then nothing may look finished.
+    good = [row for row in rows if row["status"] == "ok"]
+    assert finished.returncode == (0 if good else 2), finished.stdout + finished.stderr
+    if not good:
+        assert f"all {len(rows)} rows failed, the first with: {rows[0]['error_message']}" in finished.stderr
+        assert not (tmp_path / "collection" / "manifest.json").exists()
+    for row in rows:
         if row["status"] == "ok":
-            assert [value["dimension"] for value in row["preference_set"]] == [
-                "style", "background_knowledge", "informativeness", "harmlessness",
-            ]  # fmt: skip
+            assert [value["dimension"] for value in row["preference_set"]] == list(DIMENSIONS)
             assert all(value["description"].strip() for value in row["preference_set"])
             assert row["system"].strip() and row["output"].strip() and "<|" not in row["system"] + row["output"]
         else:
-            assert row["error_kind"] and row["error_message"] and not row["output"]
+            assert row["error_kind"] == "truncated" and not row["output"] and row["completion_tokens"] > 0
 
 
 def test_as_a_judge_each_of_its_verdicts_is_a_score_or_a_counted_failure(server, tmp_path):
@@ -142,8 +148,8 @@ def test_as_a_judge_each_of_its_verdicts_is_a_score_or_a_counted_failure(server,
         models = [{{ name = "{MODEL_ID}", model = "{MODEL_ID}" }}]
         policy = {{ base_url = "{server}", timeout_s = 300 }}
         judge = {{ base_url = "{server}", model = "{MODEL_ID}", timeout_s = 300 }}
-        generation = {{ temperature = 0, max_tokens = 32 }}
-        judging = {{ max_tokens = 64 }}
+        generation = {{ temperature = 0, max_tokens = 24 }}
+        judging = {{ max_tokens = 32 }}
         ray = {{ logical_cpus = 4, object_store_gib = 0.25 }}
     """
     finished = run_job("evaluate", recipe, tmp_path)
