@@ -106,7 +106,7 @@ def test_as_a_teacher_each_of_its_rows_is_valid_or_a_counted_failure(server, tmp
         output_dir = "{tmp_path / "collection"}"
         sources = [{{ path = "{tmp_path / "instructions.jsonl"}" }}]
         teacher = {{ base_url = "{server}", model = "{MODEL_ID}", max_concurrency = 2, timeout_s = 300 }}
-        sampling = {{ temperature = 0, max_tokens_preferences = 160, max_tokens_system = 32, max_tokens_response = 32 }}
+        sampling = {{ temperature = 0, max_tokens_preferences = 80, max_tokens_system = 24, max_tokens_response = 24 }}
         num_sets = 1
         max_reasks = 0
         ray = {{ logical_cpus = 4, object_store_gib = 0.25 }}
