@@ -44,7 +44,7 @@ endif
 demo: setup  ## the whole pipeline in miniature: collect, train, serve, evaluate (about 6 minutes on 2 cores)
 	@PATH="$(abspath $(BIN)):$$PATH" bash jobs/miniature.sh
 
-test: setup  ## every test that needs no GPU, but for those of a real pre-trained model
+test: setup  ## every test that needs neither a GPU nor a pre-trained model
 	@$(BIN)/python -m pytest tests --ignore=tests/real
 
 test-real: setup  ## fine-tune, serve and question a real pre-trained model of 135 M parameters
