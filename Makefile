@@ -20,7 +20,8 @@ ifeq ($(ACCELERATOR),cpu)
 TORCH_SOURCE := $(if $(WHEELS),$(addprefix --find-links ,$(PIP_FIND_LINKS)),--extra-index-url https://download.pytorch.org/whl/cpu --index-strategy unsafe-best-match)
 endif
 
-UNIT = $(BIN)/python -m pytest tests/unit
+# One process for each core: unit tests share nothing.
+UNIT = $(BIN)/python -m pytest tests/unit --numprocesses auto
 .PHONY: help setup demo test test-real unit check bench lock clean
 
 help:  ## list the targets

@@ -101,8 +101,11 @@ def write_base(folder: Any, config: Any) -> None:
 
     from janus_ray.train.weights import quiet_transformers
 
+    # The initial values too are the same in every run and order: a gradient near zero is no fair comparison.
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
