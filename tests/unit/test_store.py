@@ -157,7 +157,10 @@ def test_a_run_that_was_copied_resumes_where_it_lies_now(tmp_path):
     (tmp_path / "new").mkdir()
     # As `cp -r old/* new` copies: without what begins with a dot.
     (tmp_path / "new" / "recipe.json").write_bytes((tmp_path / "old" / "recipe.json").read_bytes())
-    OutputFolder(tmp_path / "new", Plan(), "resume").begin()
+    copied = OutputFolder(tmp_path / "new", Plan(), "resume")
+    assert copied.resumes
+    copied.begin()
+    assert (tmp_path / "new" / ".lock").is_file()
 
 
 def test_a_link_to_our_folder_is_that_folder_and_nothing_beside_it_is_touched(tmp_path):

@@ -186,4 +186,4 @@ def test_nothing_scored_at_all_is_a_report_too(tmp_path, capsys):
 @given(st.text(max_size=30))
 def test_any_label_can_be_drawn(label):
     svg = forest_plot([ForestRow(label), ForestRow("x", {"mean": 3.0, "low": 2.0, "high": 4.0})], "x")
-    ElementTree.fromstring(svg)
+    assert ElementTree.fromstring(svg).tag.endswith("svg")

@@ -101,9 +101,10 @@ def write_base(folder: Any, config: Any) -> None:
 
     from janus_ray.train.weights import quiet_transformers
 
-    # The initial values too are the same in every run and order: a gradient near zero is no fair comparison.
+    # The initial values too are the same in every run and order. With some seeds the gradient of a single number
+    # (Apertus has some) cancels to nearly nothing, and its rounding stands out; with this one none does.
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(1)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
