@@ -21,6 +21,7 @@ TORCH_SOURCE := $(if $(WHEELS),$(addprefix --find-links ,$(PIP_FIND_LINKS)),--ex
 endif
 
 # One process for each core: unit tests share nothing.
+# Apart from those with Ray, whose threads live on in the process.
 UNIT = $(BIN)/python -m pytest tests/unit --numprocesses auto
 .PHONY: help setup demo test test-real unit check bench lock clean
 
@@ -46,7 +47,8 @@ demo: setup  ## the whole pipeline in miniature: collect, train, serve, evaluate
 	@PATH="$(abspath $(BIN)):$$PATH" bash jobs/miniature.sh
 
 test: setup  ## every test that needs neither a GPU nor a pre-trained model
-	@$(BIN)/python -m pytest tests --ignore=tests/real
+	@$(UNIT)
+	@$(BIN)/python -m pytest tests --ignore=tests/real --ignore=tests/unit
 
 test-real: setup  ## fine-tune, serve and question a real pre-trained model of 135 M parameters
 	@$(BIN)/python -m pytest tests/real

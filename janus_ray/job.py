@@ -92,12 +92,15 @@ def end_on_signals() -> None:
     """
 
     def end(number: int, _: FrameType | None) -> NoReturn:
+        # A second signal must not take the line's place, and must end what hangs after it.
         for each in _SIGNALS:
-            signal.signal(each, lambda *_: os._exit(128 + number))
+            signal.signal(each, lambda *_: None)
         # Not print: the signal may have come in the middle of one.
         line = f"{_SIGNALS[signal.Signals(number)]}; run again with --if-exists resume to continue\n"
         with suppress(OSError):
             os.write(sys.stderr.fileno(), line.encode())
+        for each in _SIGNALS:
+            signal.signal(each, lambda *_: os._exit(128 + number))
         with suppress(OSError, RuntimeError):
             sys.stdout.flush()
         os._exit(128 + number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -30,7 +31,7 @@ def test_a_duration_is_said_as_people_say_it(seconds, text):
 
 def test_a_line_says_how_much_is_done_how_fast_and_how_long_it_takes_yet(monkeypatch, capsys):
     clock = iter([0.0, 1.0, 10.0, 40.0, 41.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     line = ProgressLine("rows", 400)
     line.update(5)
     line.update(100, "3 failed")
@@ -44,7 +45,7 @@ def test_a_line_says_how_much_is_done_how_fast_and_how_long_it_takes_yet(monkeyp
 
 def test_without_a_total_there_is_no_end_to_name(monkeypatch, capsys):
     clock = iter([0.0, 10.0, 20.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     line = ProgressLine("rows", None)
     line.update(0)
     line.update(40)
@@ -58,7 +59,7 @@ def test_a_training_says_how_long_it_takes_yet(monkeypatch, tmp_path, capsys):
     metrics.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     # The first line starts the clock; one reading for it, then one for each line that has a pace.
     clock = iter([0.0, 50.0, 250.0])
-    monkeypatch.setattr(run.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     stop = threading.Event()
     stop.set()
     run._follow(metrics, [], stop)
