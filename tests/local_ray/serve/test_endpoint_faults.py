@@ -87,7 +87,7 @@ async def test_a_burst_is_refused_where_it_costs_least(served):
             assert health.status == 200 and "x-janus-room" not in health.headers
         answers = await asyncio.gather(*(one() for _ in range(size)))
         statuses = Counter(status for status, _ in answers)
-        # Serve counts a request that it is still handing to a replica as queued: of those let in, one is sure to be answered.
+        # Serve counts what it is still handing to a replica as queued: of those let in, one is sure to be answered.
         assert set(statuses) == {200, 429}
         assert sum(status == 429 and not passed for status, passed in answers) > size / 2
     assert ask(served.url).status_code == 200
