@@ -20,8 +20,9 @@ from janus_ray.llm.client import ChatClient
 from janus_ray.llm.request import Completion, LLMRequest, Sampling, Usage, derived_seed
 from janus_ray.llm.structured import complete_structured
 from janus_ray.prompts import prompt_sha256, render
-from janus_ray.records import DIMENSIONS, Instruction, Preference, as_rows, content_id
+from janus_ray.records import DIMENSIONS, Instruction, content_id
 from janus_ray.text import is_blank
+from janus_ray.values.value import Value, as_rows
 
 
 def _says_something(text: str) -> str:
@@ -53,9 +54,9 @@ class PreferenceSet(BaseModel):
     informativeness: StatedValue
     harmlessness: StatedValue
 
-    def preferences(self) -> list[Preference]:
-        """The values as records, in the order of DIMENSIONS."""
-        return [Preference(dimension, **getattr(self, dimension).model_dump()) for dimension in DIMENSIONS]
+    def values(self) -> list[Value]:
+        """The values with their dimensions, in the order of DIMENSIONS."""
+        return [Value(dimension=dimension, **getattr(self, dimension).model_dump()) for dimension in DIMENSIONS]
 
 
 class _PreferenceSets(BaseModel):
@@ -113,17 +114,17 @@ class Annotator:
             ]
         return await asyncio.gather(
             *(
-                self._one_row(instruction, index, person.preferences(), outcome if index == 0 else None)
+                self._one_row(instruction, index, person.values(), outcome if index == 0 else None)
                 for index, person in enumerate(sets.preference_sets)
             )
         )
 
     async def _one_row(
-        self, instruction: Instruction, index: int, preferences: list[Preference], shared: Completion | None
+        self, instruction: Instruction, index: int, values: list[Value], shared: Completion | None
     ) -> dict[str, Any]:
         """System message and response for one set. The request that was shared by all sets is booked on the first."""
         paid = [shared] if shared else []
-        descriptions = [preference.description for preference in preferences]
+        descriptions = [value.description for value in values]
         system_request = self._request(
             "system_message",
             [{"role": "user", "content": render("system_message", descriptions=descriptions)}],
@@ -134,7 +135,7 @@ class Annotator:
         system = await self.client.complete(system_request)
         paid.append(system)
         if system.status == "error":
-            return _row(instruction, index, preferences, "", system, paid)
+            return _row(instruction, index, values, "", system, paid)
         response_request = self._request(
             "response",
             conversation(system.text.strip(), instruction.prompt),
@@ -144,7 +145,7 @@ class Annotator:
         )
         response = await self.client.complete(response_request)
         paid.append(response)
-        return _row(instruction, index, preferences, system.text.strip(), response, paid)
+        return _row(instruction, index, values, system.text.strip(), response, paid)
 
     def _request(
         self, stage: str, messages: Sequence[dict[str, str]], max_tokens: int, prompt_id: str, index: int = 0
@@ -163,7 +164,7 @@ class Annotator:
 def _row(
     instruction: Instruction,
     index: int,
-    preferences: list[Preference],
+    values: list[Value],
     system: str,
     last: Completion,
     paid: Sequence[Completion],
@@ -172,7 +173,7 @@ def _row(
     return {
         "main_source": instruction.main_source,
         "original_source": instruction.original_source,
-        "preference_set": as_rows(preferences),
+        "preference_set": as_rows(values),
         "system": system,
         "prompt": instruction.prompt,
         "output": last.text.strip() if last.status == "ok" else "",

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from janus_ray.errors import DataError
-from janus_ray.records import BenchItem, shortened
+from janus_ray.eval.items import BenchItem
+from janus_ray.records import shortened
 from janus_ray.store.tables import Row, read_rows
 
 # What rows without a split form together where others have one: "all" stands for the whole bench in every table.

@@ -9,10 +9,11 @@ from typing import Any
 from janus_ray.chat import conversation
 from janus_ray.eval.actors import complete_all
 from janus_ray.eval.bench import siblings
+from janus_ray.eval.items import BenchItem
 from janus_ray.eval.recipe import Condition, EvaluatedModel, EvaluateRecipe
 from janus_ray.llm.endpoint import Endpoint
 from janus_ray.llm.request import Completion, LLMRequest, Sampling, derived_seed
-from janus_ray.records import BenchItem, content_id
+from janus_ray.records import content_id
 from janus_ray.store.files import write_jsonl
 
 GENERATIONS_FILE = "generations.jsonl"

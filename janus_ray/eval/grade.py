@@ -13,12 +13,12 @@ from typing import Any
 
 from janus_ray.eval.actors import complete_all
 from janus_ray.eval.bench import siblings
+from janus_ray.eval.items import BenchItem
 from janus_ray.eval.recipe import EvaluateRecipe
 from janus_ray.eval.verdict import parse_verdict
 from janus_ray.llm.endpoint import Endpoint
 from janus_ray.llm.request import Completion, LLMRequest, Sampling
 from janus_ray.prompts import prompt_sha256, render
-from janus_ray.records import BenchItem
 from janus_ray.store.files import write_jsonl
 
 JUDGMENTS_FILE = "judgments.jsonl"

@@ -10,8 +10,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from janus_ray.eval.aggregate import CONDITIONS
 from janus_ray.eval.bench import siblings
+from janus_ray.eval.items import BenchItem
 from janus_ray.eval.plots import ForestRow, forest_plot
-from janus_ray.records import BenchItem, shortened
+from janus_ray.records import shortened
 from janus_ray.stats import two_decimals
 from janus_ray.store.files import write_text
 

@@ -16,11 +16,12 @@ from janus_ray.eval.aggregate import CONDITIONS, aggregate
 from janus_ray.eval.bench import load_bench
 from janus_ray.eval.generate import generate
 from janus_ray.eval.grade import grade
+from janus_ray.eval.items import BenchItem
 from janus_ray.eval.recipe import EvaluateRecipe
 from janus_ray.eval.report import write_report
 from janus_ray.llm.check import check_endpoint
 from janus_ray.llm.endpoint import Endpoint, ReachedEndpoint
-from janus_ray.records import BenchItem, shortened
+from janus_ray.records import shortened
 from janus_ray.stats import INTERVAL, two_decimals
 from janus_ray.store.files import read_json, write_json
 from janus_ray.store.folder import Input, OutputFolder, read_manifest

@@ -17,10 +17,11 @@ from typing import Any
 from janus_ray.errors import DataError
 from janus_ray.miniature import gold, teacher
 from janus_ray.miniature.recipe import BenchRecipe
-from janus_ray.miniature.world import Topic, Value, held_out_combinations, topics, value_named, values
-from janus_ray.records import DIMENSIONS, as_rows, content_id
+from janus_ray.miniature.world import Topic, Wish, held_out_combinations, topics, wish_named, wishes
+from janus_ray.records import DIMENSIONS, content_id
 from janus_ray.store.files import write_jsonl
 from janus_ray.store.tables import read_parquet
+from janus_ray.values.value import as_rows
 
 _SIBLINGS = 3
 
@@ -32,7 +33,7 @@ SCORE_DESCRIPTIONS = {
     "5": "The wish is met fully, by advice that belongs to the topic.",
 }
 
-Combination = tuple[Value, ...]
+Combination = tuple[Wish, ...]
 
 
 def build_bench(recipe: BenchRecipe) -> list[dict[str, Any]]:
@@ -64,9 +65,9 @@ def build_bench(recipe: BenchRecipe) -> list[dict[str, Any]]:
     return bench
 
 
-def rubric_for(value: Value, description: str) -> dict[str, Any]:
+def rubric_for(wish: Wish, description: str) -> dict[str, Any]:
     """The rubric of one preference. It names the value, so that a judge of this world knows which one is meant."""
-    where = f"{value.dimension} / {value.subdimension} / {value.name}"
+    where = f"{wish.dimension} / {wish.subdimension} / {wish.name}"
     return {
         "criteria": f"Does the response meet this person's wish ({where})? The wish: {description}",
         "score_descriptions": SCORE_DESCRIPTIONS,
@@ -75,16 +76,16 @@ def rubric_for(value: Value, description: str) -> dict[str, Any]:
 
 def _item(split: str, topic: Topic, prompt: str, combination: Combination, generator: random.Random) -> dict[str, Any]:
     unseen = split == "unseen_phrasing"
-    stated = {value: generator.choice(value.descriptions(unseen=unseen)) for value in combination}
+    stated = {wish: generator.choice(wish.descriptions(unseen=unseen)) for wish in combination}
     system = teacher.system_message(list(stated.values()), generator.randrange(2**31))
     prompt_id = content_id(split, prompt)
     return {
         "source": topic.family,
-        "preference_set": as_rows([value.as_preference(text) for value, text in stated.items()]),
+        "preference_set": as_rows([wish.stated(text) for wish, text in stated.items()]),
         "system": system,
         "prompt": prompt,
-        "reference_answer": gold.compose(prompt, {value.dimension: value for value in combination}),
-        "rubrics": [rubric_for(value, text) for value, text in stated.items()],
+        "reference_answer": gold.compose(prompt, {wish.dimension: wish for wish in combination}),
+        "rubrics": [rubric_for(wish, text) for wish, text in stated.items()],
         "item_id": content_id(prompt_id, system),
         "prompt_id": prompt_id,
         "split": split,
@@ -95,7 +96,7 @@ def _siblings(pool: Sequence[Combination], generator: random.Random) -> list[Com
     """Three combinations that share no value, so that each response is wrong for both siblings."""
     for _ in range(10_000):
         drawn = generator.sample(list(pool), min(_SIBLINGS, len(pool)))
-        if len({value for combination in drawn for value in combination}) == _SIBLINGS * len(DIMENSIONS):
+        if len({wish for combination in drawn for wish in combination}) == _SIBLINGS * len(DIMENSIONS):
             return drawn
     raise DataError("the collection is too small for three people who share no preference; collect more rows")
 
@@ -109,17 +110,17 @@ def _with_held_out(combination: Combination, generator: random.Random) -> Combin
     """The combination with one of its values replaced by the held-out value of that dimension."""
     position = generator.randrange(len(combination))
     dimension = combination[position].dimension
-    held_out = next(value for value in values()[dimension] if value.held_out)
+    held_out = next(wish for wish in wishes()[dimension] if wish.held_out)
     return (*combination[:position], held_out, *combination[position + 1 :])
 
 
 def _combination(row: dict[str, Any]) -> Combination:
-    by_dimension = {p["dimension"]: value_named()[p["dimension"], p["preference"]] for p in row["preference_set"]}
+    by_dimension = {p["dimension"]: wish_named()[p["dimension"], p["preference"]] for p in row["preference_set"]}
     return tuple(by_dimension[dimension] for dimension in DIMENSIONS)
 
 
 def _names(combination: Combination) -> tuple[str, ...]:
-    return tuple(value.name for value in combination)
+    return tuple(wish.name for wish in combination)
 
 
 def _check_held_out(trained_prompts: set[str], bench: list[dict[str, Any]]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from janus_ray.miniature.world import Topic, Value, topics
+from janus_ray.miniature.world import Topic, Wish, topics
 
 _COUNTS = {"one": (1, "One thing matters: "), "two": (2, "Two things matter: "), "three": (3, "Three things matter: ")}
 _STOP_WORDS = frozenset(
@@ -22,7 +22,7 @@ _STOP_WORDS = frozenset(
 )
 
 
-def compose(request: str, chosen: Mapping[str, Value]) -> str:
+def compose(request: str, chosen: Mapping[str, Wish]) -> str:
     """Writes the response.
 
     Args:
@@ -61,7 +61,7 @@ def _foreign_topic(request: str) -> Topic:
     return Topic("other", subject, tips, (), ())
 
 
-def _body(topic: Topic, content: Value | None, layout: str | None) -> str:
+def _body(topic: Topic, content: Wish | None, layout: str | None) -> str:
     """The tips in their layout, with what the value adds to them; starts with its own separator."""
     count, announcement = _COUNTS.get(content.gold, (2, "")) if content else (2, "")
     tips = list(topic.tips[:count])

@@ -14,9 +14,9 @@ from functools import cache
 
 from janus_ray.chat import Message
 from janus_ray.miniature import gold
-from janus_ray.miniature.world import Value, is_held_out_combination, values
-from janus_ray.prompts import render
+from janus_ray.miniature.world import Wish, is_held_out_combination, wishes
 from janus_ray.records import DIMENSIONS
+from janus_ray.values.wording import verbalise
 
 # How the teacher wraps four descriptions into a system message; {0} to {3} are in shuffled order. The first is the
 # text that the gateway writes for stated values, so that both roads lead to the model's training.
@@ -42,15 +42,15 @@ def answer(messages: Sequence[Message], seed: int) -> str:
         return _preference_sets(_section(request, "Request"), _number_of_sets(request), seed)
     if request.startswith("Write the system message"):
         return system_message(re.findall(r"^- (.+)$", request, flags=re.MULTILINE), seed)
-    return gold.compose(request, values_in(system))
+    return gold.compose(request, wishes_in(system))
 
 
-def draw_sets(num_sets: int, seed: int) -> list[tuple[Value, ...]]:
+def draw_sets(num_sets: int, seed: int) -> list[tuple[Wish, ...]]:
     """Sets of four values, one per dimension, that share no value with each other and may be trained on."""
     generator = random.Random(seed)
     while True:
         columns = [
-            generator.sample([value for value in values()[dimension] if not value.held_out], num_sets)
+            generator.sample([wish for wish in wishes()[dimension] if not wish.held_out], num_sets)
             for dimension in DIMENSIONS
         ]
         sets = list(zip(*columns, strict=True))
@@ -63,27 +63,29 @@ def system_message(descriptions: Sequence[str], seed: int) -> str:
     generator = random.Random(f"{seed}|{'|'.join(descriptions)}")
     frame = generator.choice(_SYSTEM_FRAMES)
     if frame is None or len(descriptions) != len(DIMENSIONS):
-        return render("verbalised_system", descriptions=list(descriptions))
+        stated = _wish_stated()
+        return verbalise([stated[text].stated(text) if text in stated else text for text in descriptions])
     return frame.format(*generator.sample(list(descriptions), len(descriptions)))
 
 
-def values_in(system: str) -> dict[str, Value]:
+def wishes_in(system: str) -> dict[str, Wish]:
     """The values that a system message states, by dimension; the longest statement of a dimension wins."""
-    found: dict[str, tuple[int, Value]] = {}
-    for phrase, value in _statements():
-        if phrase in system and len(phrase) > found.get(value.dimension, (0, None))[0]:
-            found[value.dimension] = (len(phrase), value)
-    return {dimension: value for dimension, (_, value) in found.items()}
+    found: dict[str, tuple[int, Wish]] = {}
+    for phrase, wish in _wish_stated().items():
+        if phrase in system and len(phrase) > found.get(wish.dimension, (0, None))[0]:
+            found[wish.dimension] = (len(phrase), wish)
+    return {dimension: wish for dimension, (_, wish) in found.items()}
 
 
 @cache
-def _statements() -> list[tuple[str, Value]]:
-    return [
-        (description, value)
-        for group in values().values()
-        for value in group
-        for description in value.descriptions() + value.descriptions(unseen=True)
-    ]
+def _wish_stated() -> dict[str, Wish]:
+    """Every statement of this world, with what it states."""
+    return {
+        description: wish
+        for group in wishes().values()
+        for wish in group
+        for description in wish.descriptions() + wish.descriptions(unseen=True)
+    }
 
 
 def _preference_sets(prompt: str, num_sets: int, seed: int) -> str:
@@ -91,12 +93,12 @@ def _preference_sets(prompt: str, num_sets: int, seed: int) -> str:
     sets = draw_sets(num_sets, generator.randrange(2**31))
     answer = [
         {
-            value.dimension: {
-                "subdimension": value.subdimension,
-                "preference": value.name,
-                "description": generator.choice(value.descriptions()),
+            wish.dimension: {
+                "subdimension": wish.subdimension,
+                "preference": wish.name,
+                "description": generator.choice(wish.descriptions()),
             }
-            for value in combination
+            for wish in combination
         }
         for combination in sets
     ]

@@ -18,14 +18,15 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from janus_ray.records import DIMENSIONS, Preference, content_id
+from janus_ray.records import DIMENSIONS, content_id
+from janus_ray.values.value import Value
 
 _FOLDER = Path(__file__).parent
 
 
 @dataclass(frozen=True, slots=True)
-class Value:
-    """A preference of this world, with every way to say it."""
+class Wish:
+    """A value of this world before anybody states it: every way to say it, and how the teacher realises it."""
 
     dimension: str
     subdimension: str
@@ -41,9 +42,11 @@ class Value:
         phrases = self.unseen_phrases if unseen else self.phrases
         return [frame.format(phrase) for phrase in phrases for frame in self.frames]
 
-    def as_preference(self, description: str) -> Preference:
-        """The record that crosses a stage border."""
-        return Preference(self.dimension, self.subdimension, self.name, description)
+    def stated(self, description: str) -> Value:
+        """The value of a person who says it in these words."""
+        return Value(
+            dimension=self.dimension, subdimension=self.subdimension, preference=self.name, description=description
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +61,12 @@ class Topic:
 
 
 @cache
-def values() -> dict[str, list[Value]]:
+def wishes() -> dict[str, list[Wish]]:
     """All values by dimension, held-out ones last."""
     raw = tomllib.loads((_FOLDER / "preferences.toml").read_text())
     return {
         dimension: [
-            Value(
+            Wish(
                 dimension=dimension,
                 subdimension=entry["subdimension"],
                 name=entry["name"],
@@ -91,9 +94,9 @@ def topics() -> dict[str, Topic]:
 
 
 @cache
-def value_named() -> dict[tuple[str, str], Value]:
+def wish_named() -> dict[tuple[str, str], Wish]:
     """Values by (dimension, name)."""
-    return {(value.dimension, value.name): value for group in values().values() for value in group}
+    return {(wish.dimension, wish.name): wish for group in wishes().values() for wish in group}
 
 
 def instructions() -> list[dict[str, str]]:
@@ -105,24 +108,24 @@ def instructions() -> list[dict[str, str]]:
     ]
 
 
-def is_held_out_combination(combination: Sequence[Value]) -> bool:
+def is_held_out_combination(combination: Sequence[Wish]) -> bool:
     """Whether a set of four values is kept from training: a fixed quarter of all sets, by hash."""
-    names = "|".join(sorted(f"{value.dimension}:{value.name}" for value in combination))
+    names = "|".join(sorted(f"{wish.dimension}:{wish.name}" for wish in combination))
     return hashlib.sha256(names.encode()).digest()[0] < 64
 
 
 @cache
-def training_combinations() -> list[tuple[Value, ...]]:
+def training_combinations() -> list[tuple[Wish, ...]]:
     """Every set of four values that may be trained on."""
     return [combination for combination in _all_combinations() if not is_held_out_combination(combination)]
 
 
 @cache
-def held_out_combinations() -> list[tuple[Value, ...]]:
+def held_out_combinations() -> list[tuple[Wish, ...]]:
     """Every set of four trained values whose combination is not trained on."""
     return [combination for combination in _all_combinations() if is_held_out_combination(combination)]
 
 
-def _all_combinations() -> list[tuple[Value, ...]]:
-    trained = [[value for value in values()[dimension] if not value.held_out] for dimension in DIMENSIONS]
+def _all_combinations() -> list[tuple[Wish, ...]]:
+    trained = [[wish for wish in wishes()[dimension] if not wish.held_out] for dimension in DIMENSIONS]
     return list(itertools.product(*trained))

@@ -20,7 +20,7 @@ from janus_ray.serve.readiness import Readiness
 from janus_ray.serve.recipe import ServeRecipe
 from janus_ray.serve.refusals import ApiError, overloaded
 from janus_ray.serve.requests import parse_chat, parse_preview, unknown_model
-from janus_ray.serve.verbalise import system_sha
+from janus_ray.values.wording import system_sha
 
 PAGE = Path(__file__).parent / "page"
 _PAGE_FILES = ("style.css", "app.js")

@@ -10,21 +10,18 @@ from janus_ray.chat import ChatTemplate
 from janus_ray.config import PathText, RayConfig, Recipe
 from janus_ray.records import DIMENSIONS
 from janus_ray.text import is_blank
+from janus_ray.values.value import Value
 
 DEPLOYMENT_PREFIX = "model:"
 
 
-class Value(Recipe):
-    """One value of a person, as a recipe and a request state it."""
+class GivenValue(Value):
+    """A value as a recipe or a request gives it: of a length that a prompt can hold."""
 
     dimension: str = Field(min_length=1, max_length=200)
-    """One of the paper's four dimensions (section 3.1), or another name."""
     subdimension: str = Field(default="", max_length=200)
-    """Where the value stands within the dimension; orders values of one dimension and is not shown to the model."""
     preference: str = Field(default="", max_length=500)
-    """The value's short name; orders values of one subdimension and is not shown to the model."""
     description: str = Field(min_length=1, max_length=2000)
-    """The sentence about the value that the model reads."""
 
     @field_validator("description")
     @classmethod
@@ -39,13 +36,15 @@ class Persona(Recipe):
 
     name: str = Field(min_length=1, max_length=80)
     """Shown in the menu."""
-    preferences: list[str] | list[Value]
+    preferences: list[str] | list[GivenValue]
     """Four sentences in the order style, background_knowledge, informativeness, harmlessness; or values that name
     their dimension."""
 
     @field_validator("preferences")
     @classmethod
-    def _one_sentence_for_each_dimension(cls, preferences: list[str] | list[Value]) -> list[str] | list[Value]:
+    def _one_sentence_for_each_dimension(
+        cls, preferences: list[str] | list[GivenValue]
+    ) -> list[str] | list[GivenValue]:
         texts = [value for value in preferences if isinstance(value, str)]
         if texts and (len(texts) != len(DIMENSIONS) or any(map(is_blank, texts))):
             raise ValueError(f"expected {len(DIMENSIONS)} sentences, one for each of {', '.join(DIMENSIONS)}")
@@ -53,11 +52,11 @@ class Persona(Recipe):
             raise ValueError("expected at least one value")
         return preferences
 
-    def values(self) -> list[Value]:
+    def values(self) -> list[GivenValue]:
         """The persona's values, each with its dimension."""
         pairs = zip(DIMENSIONS, self.preferences, strict=False)
-        positional = [Value(dimension=name, description=text) for name, text in pairs if isinstance(text, str)]
-        return positional or [value for value in self.preferences if isinstance(value, Value)]
+        positional = [GivenValue(dimension=name, description=text) for name, text in pairs if isinstance(text, str)]
+        return positional or [value for value in self.preferences if isinstance(value, GivenValue)]
 
 
 class ServedModel(Recipe):

@@ -23,13 +23,12 @@ from pydantic import (
     field_validator,
 )
 
-from janus_ray.records import Preference
 from janus_ray.serve.bodies import read_object
 from janus_ray.serve.messages import system_and_turns
-from janus_ray.serve.recipe import ServeRecipe, Value
+from janus_ray.serve.recipe import GivenValue, ServeRecipe
 from janus_ray.serve.refusals import ApiError, wrong_field
-from janus_ray.serve.verbalise import verbalise
 from janus_ray.text import is_blank
+from janus_ray.values.wording import verbalise
 
 # They cannot change an answer here.
 IGNORED = (
@@ -124,7 +123,7 @@ _Stop = Annotated[str, StringConstraints(min_length=1)]
 
 
 class _Janus(_Body):
-    preferences: Annotated[list[_Sentence | Value], Field(min_length=1, max_length=32)]
+    preferences: Annotated[list[_Sentence | GivenValue], Field(min_length=1, max_length=32)]
 
 
 class _StreamOptions(_Body):
@@ -194,7 +193,7 @@ class ChatBody(_Body):
 class PreviewBody(_Body):
     """The body of POST /v1/janus/preview."""
 
-    preferences: Annotated[list[_Sentence | Value], Field(min_length=1, max_length=32)]
+    preferences: Annotated[list[_Sentence | GivenValue], Field(min_length=1, max_length=32)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +233,7 @@ def parse_chat(raw: bytes, recipe: ServeRecipe, content_type: str | None = None)
             code="both",
         )
     if chat.janus:
-        system = verbalise(as_preferences(chat.janus.preferences))
+        system = verbalise(chat.janus.preferences)
     messages = ([{"role": "system", "content": system}] if system else []) + turns
     return EngineRequest(chat.model, system or None, bool(chat.stream), _engine_body(chat, messages), ignored)
 
@@ -246,12 +245,7 @@ def parse_preview(raw: bytes, content_type: str | None = None) -> str:
         ApiError: 400 with the field's path.
     """
     given = _without_nulls(read_object(raw, content_type))
-    return verbalise(as_preferences(_validate(PreviewBody, given).preferences))
-
-
-def as_preferences(values: list[str | Value] | list[Value]) -> list[Preference | str]:
-    """Values of a request or a recipe as records; texts stay texts."""
-    return [value if isinstance(value, str) else Preference(**value.model_dump()) for value in values]
+    return verbalise(_validate(PreviewBody, given).preferences)
 
 
 def unknown_model(name: str, known: list[str]) -> ApiError:
@@ -319,7 +313,7 @@ def _validate(body_type: type[_AnyBody], given: dict[str, Any]) -> _AnyBody:
 
 def _is_branch(part: int | str) -> bool:
     """Whether a part of pydantic's path names an alternative of a union instead of a field."""
-    return isinstance(part, str) and ("[" in part or part in {"str", "Value", "constrained-str"})
+    return isinstance(part, str) and ("[" in part or part in {"str", "GivenValue", "constrained-str"})
 
 
 def _check_caps(chat: ChatBody, recipe: ServeRecipe) -> None:

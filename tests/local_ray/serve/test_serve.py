@@ -14,10 +14,10 @@ from ray import serve
 
 from janus_ray.errors import ConfigError
 from janus_ray.model_folder import weights_id
-from janus_ray.records import Preference
 from janus_ray.serve.app import APP_NAME
 from janus_ray.serve.launch import deployed, drain
-from janus_ray.serve.verbalise import system_sha, verbalise
+from janus_ray.values.value import Value
+from janus_ray.values.wording import system_sha, verbalise
 
 MODEL = "tiny/model-1.0"
 USER = {"role": "user", "content": "What do you value?"}
@@ -75,7 +75,7 @@ def test_a_stream_says_what_the_plain_answer_says(served, client):
 
 
 def test_preferences_are_the_equal_system_message(client):
-    system = verbalise([Preference(value["dimension"], "", "", value["description"]) for value in VALUES])
+    system = verbalise([Value(dimension=value["dimension"], description=value["description"]) for value in VALUES])
     stated = client.chat.completions.with_raw_response.create(
         model=MODEL,
         messages=[USER],

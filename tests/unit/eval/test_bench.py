@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from janus_ray.config import load_recipe
 from janus_ray.errors import ConfigError, DataError
 from janus_ray.eval.bench import load_bench, siblings
+from janus_ray.eval.items import BenchItem
 from janus_ray.eval.recipe import EvaluateRecipe
 from janus_ray.prompts import render
-from janus_ray.records import BENCH, DIMENSIONS, BenchItem
+from janus_ray.records import BENCH, DIMENSIONS
 from janus_ray.store.files import write_jsonl
 from janus_ray.store.fingerprint import fingerprint
 from janus_ray.text import is_blank, well_formed
@@ -44,6 +45,7 @@ def test_rows_without_our_ids_get_ids_from_their_content(tmp_path):
     assert len({item.item_id for item in items}) == 3
     assert [len(group) for group in siblings(items).values()] == [2, 1]
     assert {item.split for item in items} == {"all"}
+    pa.Table.from_pylist([row(item_id="1", prompt_id="2", split="s")], schema=BENCH)
 
 
 def test_a_limit_takes_whole_prompts_of_each_split(tmp_path):

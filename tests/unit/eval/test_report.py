@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from janus_ray.eval.aggregate import aggregate
+from janus_ray.eval.items import BenchItem
 from janus_ray.eval.plots import ForestRow, forest_plot
 from janus_ray.eval.report import write_report
 from janus_ray.eval.run import print_summary
-from janus_ray.records import BenchItem
 from janus_ray.store.files import write_json
 from tests.unit.eval.test_aggregate import GENERATIONS, judged, judgment, two_prompts
 from tests.unit.eval.test_bench import row

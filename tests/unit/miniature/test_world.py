@@ -17,13 +17,14 @@ from janus_ray.miniature.world import (
     is_held_out_combination,
     topics,
     training_combinations,
-    values,
+    wishes,
 )
 from janus_ray.prompts import render
 from janus_ray.records import DIMENSIONS
+from janus_ray.values.wording import verbalise
 
-all_values = [value for group in values().values() for value in group]
-combinations = st.tuples(*(st.sampled_from(values()[dimension]) for dimension in DIMENSIONS))
+all_wishes = [wish for group in wishes().values() for wish in group]
+combinations = st.tuples(*(st.sampled_from(wishes()[dimension]) for dimension in DIMENSIONS))
 some_topics = st.sampled_from(list(topics().values()))
 
 
@@ -32,17 +33,17 @@ def test_the_world_is_as_large_as_promised():
     assert len({row["instruction"] for row in instructions()}) == len(instructions())
     assert len({row["family"] for row in instructions()}) >= 4
     for dimension in DIMENSIONS:
-        trained = [value for value in values()[dimension] if not value.held_out]
-        subdimensions = {value.subdimension for value in trained}
+        trained = [wish for wish in wishes()[dimension] if not wish.held_out]
+        subdimensions = {wish.subdimension for wish in trained}
         assert len(subdimensions) >= 4
         for subdimension in subdimensions:
-            assert sum(value.subdimension == subdimension for value in trained) >= 3
-        assert all(len(value.phrases) >= 3 and value.unseen_phrases for value in trained)
-        assert sum(value.held_out for value in values()[dimension]) == 1
+            assert sum(wish.subdimension == subdimension for wish in trained) >= 3
+        assert all(len(wish.phrases) >= 3 and wish.unseen_phrases for wish in trained)
+        assert sum(wish.held_out for wish in wishes()[dimension]) == 1
 
 
 def test_every_statement_of_a_value_is_its_own():
-    statements = [text for value in all_values for text in value.descriptions() + value.descriptions(unseen=True)]
+    statements = [text for wish in all_wishes for text in wish.descriptions() + wish.descriptions(unseen=True)]
     assert len(statements) == len(set(statements))
 
 
@@ -53,17 +54,17 @@ def test_held_out_combinations_are_a_quarter_and_never_drawn():
     for seed in range(200):
         sets = teacher.draw_sets(3, seed)
         assert not any(is_held_out_combination(combination) for combination in sets)
-        assert len({value for combination in sets for value in combination}) == 12
-        assert not any(value.held_out for combination in sets for value in combination)
+        assert len({wish for combination in sets for wish in combination}) == 12
+        assert not any(wish.held_out for combination in sets for wish in combination)
 
 
 @settings(max_examples=300, deadline=None)
 @given(combinations, some_topics, st.integers(0, 8))
 def test_the_checker_finds_every_value_in_the_gold_response(combination, topic, request_index):
     request = (*topic.requests, *topic.bench_requests)[request_index].format(topic.name)
-    response = gold.compose(request, {value.dimension: value for value in combination})
-    for value in combination:
-        assert checks.score(value.dimension, value.name, request, response) == 5, (value.name, response)
+    response = gold.compose(request, {wish.dimension: wish for wish in combination})
+    for wish in combination:
+        assert checks.score(wish.dimension, wish.name, request, response) == 5, (wish.name, response)
 
 
 def test_the_checker_does_not_find_another_persons_values():
@@ -73,11 +74,11 @@ def test_the_checker_does_not_find_another_persons_values():
     for topic in topics().values():
         request = topic.requests[0].format(topic.name)
         for index in range(60):
-            ours = [generator.choice(group) for group in values().values()]
+            ours = [generator.choice(group) for group in wishes().values()]
             # Each value of each dimension comes up at least four times per topic.
-            ours[index % 4] = values()[DIMENSIONS[index % 4]][index // 4 % len(values()[DIMENSIONS[index % 4]])]
-            response = gold.compose(request, {value.dimension: value for value in ours})
-            for other in all_values:
+            ours[index % 4] = wishes()[DIMENSIONS[index % 4]][index // 4 % len(wishes()[DIMENSIONS[index % 4]])]
+            response = gold.compose(request, {wish.dimension: wish for wish in ours})
+            for other in all_wishes:
                 if other not in ours:
                     shown = checks.evidence(other.dimension, other.name, request, response)
                     found[shown] += 1
@@ -107,7 +108,7 @@ def test_the_checker_does_not_find_another_persons_values():
     ],
 )
 def test_scores_of_responses_that_the_teacher_never_wrote(name, response, expected):
-    dimension = next(value.dimension for value in all_values if value.name == name)
+    dimension = next(wish.dimension for wish in all_wishes if wish.name == name)
     assert checks.score(dimension, name, "How do I get better at chess?", response) == expected
 
 
@@ -117,16 +118,24 @@ def test_the_teacher_obeys_the_prompts_of_data_collection():
     sets = preference_sets_type(3).model_validate(json.loads(answer)).preference_sets
     assert teacher.answer([{"role": "user", "content": request}], seed=5) == answer
     assert teacher.answer([{"role": "user", "content": request}], seed=6) != answer
-    preferences = sets[0].preferences()
+    preferences = sets[0].values()
     descriptions = [preference.description for preference in preferences]
     system = teacher.answer([{"role": "user", "content": render("system_message", descriptions=descriptions)}], seed=1)
     assert all(description in system for description in descriptions)
     assert {p.dimension: p.preference for p in preferences} == {
-        dimension: value.name for dimension, value in teacher.values_in(system).items()
+        dimension: wish.name for dimension, wish in teacher.wishes_in(system).items()
     }
     response = teacher.answer(conversation(system, "How do I get better at chess?"), seed=2)
     for preference in preferences:
         assert checks.score(preference.dimension, preference.preference, "better at chess?", response) == 5
+
+
+def test_the_teachers_plain_wording_is_the_one_that_the_gateway_writes():
+    stated = [group[0].stated(group[0].descriptions()[0]) for group in wishes().values()]
+    texts = [value.description for value in reversed(stated)]
+    written = {teacher.system_message(texts, seed) for seed in range(20)}
+    assert verbalise(stated) in written
+    assert teacher.system_message([*texts[1:], "Be kind"], 0) == verbalise([*stated[:3], "Be kind"])
 
 
 def test_the_teacher_answers_what_it_does_not_know_sensibly():
@@ -136,8 +145,8 @@ def test_the_teacher_answers_what_it_does_not_know_sensibly():
 
 
 def test_the_judge_reads_the_judge_prompt():
-    value = next(value for value in all_values if value.name == "pirate")
-    rubric = rubric_for(value, value.descriptions()[0])
+    wish = next(wish for wish in all_wishes if wish.name == "pirate")
+    rubric = rubric_for(wish, wish.descriptions()[0])
 
     def verdict(response):
         return judge.verdict(

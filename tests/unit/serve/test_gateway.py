@@ -12,12 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from janus_ray.config import validate
-from janus_ray.records import Preference
 from janus_ray.serve.gateway import Api, Item, Overloaded, Unavailable
 from janus_ray.serve.readiness import Readiness
 from janus_ray.serve.recipe import ServeRecipe
 from janus_ray.serve.requests import ChatBody
-from janus_ray.serve.verbalise import system_sha, verbalise
+from janus_ray.values.value import Value
+from janus_ray.values.wording import system_sha, verbalise
 
 USER = {"role": "user", "content": "Hello?"}
 PERSONA = {"name": "P", "preferences": ["a", "b", "c", "d"]}
@@ -95,9 +95,7 @@ async def test_preferences_and_the_equal_system_message_reach_the_engine_alike(g
         {"dimension": "harmlessness", "description": "Name risks."},
         {"dimension": "style", "subdimension": "tone", "preference": "warm", "description": "Be warm."},
     ]
-    system = verbalise(
-        [Preference("style", "tone", "warm", "Be warm."), Preference("harmlessness", "", "", "Name risks.")]
-    )
+    system = verbalise([Value(**value) for value in reversed(values)])
     echo = Echo()
     client = gateway(echo)
     stated = await ask(client, janus={"preferences": values})

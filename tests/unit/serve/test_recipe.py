@@ -6,7 +6,7 @@ import yaml
 from janus_ray.config import load_recipe, resolved, validate
 from janus_ray.errors import ConfigError
 from janus_ray.records import DIMENSIONS
-from janus_ray.serve.recipe import Persona, ServeRecipe, Value
+from janus_ray.serve.recipe import GivenValue, Persona, ServeRecipe
 
 ROOT = Path(__file__).parents[3]
 MODEL = {"model_id": "m", "path": "somewhere"}
@@ -71,5 +71,5 @@ def test_needed_resources_count_gateways_and_the_smallest_number_of_replicas():
 def test_a_personas_four_sentences_take_the_four_dimensions():
     values = Persona(name="p", preferences=["a", "b", "c", "d"]).values()
     assert [(value.dimension, value.description) for value in values] == list(zip(DIMENSIONS, "abcd", strict=True))
-    named = Persona(name="p", preferences=[Value(dimension="style", description="x")])
+    named = Persona(name="p", preferences=[GivenValue(dimension="style", description="x")])
     assert [value.description for value in named.values()] == ["x"]

@@ -11,25 +11,25 @@ import unicodedata
 from collections.abc import Sequence
 
 from janus_ray.prompts import render
-from janus_ray.records import Preference, in_dimension_order
+from janus_ray.values.value import Value, in_dimension_order
 
 _SENTENCE_ENDS = (".", "!", "?", "…", "。", "！", "？")
 
 
-def verbalise(preferences: Sequence[Preference | str]) -> str:
+def verbalise(values: Sequence[Value | str]) -> str:
     """The system message for a set of values.
 
     Values stand in the order of the four dimensions; bare texts follow, in alphabetical order. Spacing is normalised,
     a missing full stop is added, a text that comes twice is said once.
 
     Args:
-        preferences: values with their place in the hierarchy, or texts that state a value.
+        values: values with their place in the hierarchy, or texts that state a value.
 
     Returns:
         The message; without values its first sentences only.
     """
-    structured = [_normalised(value) for value in preferences if isinstance(value, Preference)]
-    bare = sorted(_sentence(value) for value in preferences if isinstance(value, str))
+    structured = [_normalised(value) for value in values if isinstance(value, Value)]
+    bare = sorted(_sentence(value) for value in values if isinstance(value, str))
     descriptions = [value.description for value in in_dimension_order(structured)] + bare
     # A dictionary keeps the first of equal texts, in order.
     return render("verbalised_system", descriptions=list(dict.fromkeys(text for text in descriptions if text)))
@@ -40,8 +40,8 @@ def system_sha(system: str) -> str:
     return hashlib.sha256(system.encode()).hexdigest()[:16]
 
 
-def _normalised(value: Preference) -> Preference:
-    return Preference(
+def _normalised(value: Value) -> Value:
+    return Value(
         dimension=_one_line(value.dimension),
         subdimension=_one_line(value.subdimension),
         preference=_one_line(value.preference),

@@ -1,0 +1,1 @@
+"""What a person values: the one type for it, and the one wording that models read."""
