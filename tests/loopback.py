@@ -18,6 +18,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+_HOLD_S = 60.0
+
 
 @dataclass
 class Reply:
@@ -36,6 +38,8 @@ class Loopback:
     url: str
     requests: list[dict[str, Any]] = field(default_factory=list)
     peak_in_flight: int = 0
+    gave_up_holding: bool = False
+    """The number of requests that answers were held for never came together."""
 
 
 def chat_reply(text: str, finish_reason: str = "stop", **changes: Any) -> Reply:
@@ -63,13 +67,18 @@ def loopback(
     answer: Callable[[int, dict[str, Any]], Reply],
     models: tuple[str, ...] | Reply = ("m",),
     models_status: int = 200,
+    held_until_in_flight: int = 0,
 ) -> Generator[Loopback]:
-    """Serves on a free port; `answer` gets the number of the chat request and its body."""
+    """Serves on a free port; `answer` gets the number of the chat request and its body.
+
+    With `held_until_in_flight` no answer goes out before that many requests have been there at once.
+    """
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen(512)
     state = Loopback(f"http://127.0.0.1:{listener.getsockname()[1]}/v1")
     in_flight = 0
+    together = asyncio.Event()
 
     async def chat(request: Request) -> Response:
         nonlocal in_flight
@@ -78,6 +87,13 @@ def loopback(
         reply = answer(len(state.requests) - 1, body)
         in_flight += 1
         state.peak_in_flight = max(state.peak_in_flight, in_flight)
+        if in_flight >= held_until_in_flight:
+            together.set()
+        try:
+            await asyncio.wait_for(together.wait(), _HOLD_S)
+        except TimeoutError:
+            state.gave_up_holding = True
+            together.set()
         await asyncio.sleep(reply.delay_s)
         in_flight -= 1
         return as_response(reply)

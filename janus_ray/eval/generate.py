@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from janus_ray.chat import conversation
-from janus_ray.eval.actors import complete_all
 from janus_ray.eval.bench import siblings
 from janus_ray.eval.items import BenchItem
 from janus_ray.eval.recipe import Condition, EvaluatedModel, EvaluateRecipe
-from janus_ray.llm.endpoint import Endpoint
+from janus_ray.llm.endpoint import ReachedEndpoint
+from janus_ray.llm.fanout import ask_all
 from janus_ray.llm.request import Completion, LLMRequest, Sampling, derived_seed
 from janus_ray.records import content_id
 from janus_ray.store.files import write_jsonl
@@ -27,7 +28,7 @@ _STATUS_OF_ERRORS = {
 
 
 def generate(
-    recipe: EvaluateRecipe, policies: Mapping[str, Endpoint], items: Sequence[BenchItem], folder: Path
+    recipe: EvaluateRecipe, policies: Mapping[str, ReachedEndpoint], items: Sequence[BenchItem], folder: Path
 ) -> list[dict[str, Any]]:
     """Writes and returns one row per response, also for those that failed.
 
@@ -45,12 +46,14 @@ def generate(
     rows: list[dict[str, Any]] = []
     for model in recipe.models:
         due = [(condition, item) for condition in model.conditions for item in _items_for(condition, items)]
-        requests = [_request(recipe, condition, item) for condition, item in due]
-        ledger = folder / "ledger" / "policy"
-        outcomes = complete_all(requests, policies[model.name], ledger, recipe.client_actors, f"generate {model.name}")
-        rows += [
-            _row(model, condition, item, outcome) for (condition, item), outcome in zip(due, outcomes, strict=True)
+        requests = [
+            replace(_request(recipe, condition, item), custom_id=str(number))
+            for number, (condition, item) in enumerate(due)
         ]
+        ledger = folder / "ledger" / "policy"
+        answered = ask_all(requests, policies[model.name], ledger, recipe.client_actors, f"generate {model.name}")
+        outcomes = {int(request.custom_id): outcome for request, outcome in answered}
+        rows += [_row(model, *due[number], outcomes[number]) for number in range(len(due))]
     write_jsonl(folder / GENERATIONS_FILE, rows)
     return rows
 

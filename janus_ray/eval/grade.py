@@ -11,12 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from janus_ray.eval.actors import complete_all
 from janus_ray.eval.bench import siblings
 from janus_ray.eval.items import BenchItem
 from janus_ray.eval.recipe import EvaluateRecipe
 from janus_ray.eval.verdict import parse_verdict
-from janus_ray.llm.endpoint import Endpoint
+from janus_ray.llm.endpoint import ReachedEndpoint
+from janus_ray.llm.fanout import ask_all
 from janus_ray.llm.request import Completion, LLMRequest, Sampling
 from janus_ray.prompts import prompt_sha256, render
 from janus_ray.store.files import write_jsonl
@@ -29,7 +29,7 @@ JUDGED_STATUSES = frozenset({"ok", "truncated", "empty"})
 
 def grade(
     recipe: EvaluateRecipe,
-    judge: Endpoint,
+    judge: ReachedEndpoint,
     items: Sequence[BenchItem],
     generations: Sequence[dict[str, Any]],
     folder: Path,
@@ -67,11 +67,12 @@ def grade(
 
 
 def _ask(
-    recipe: EvaluateRecipe, judge: Endpoint, requests: dict[int, LLMRequest], folder: Path, label: str
+    recipe: EvaluateRecipe, judge: ReachedEndpoint, requests: dict[int, LLMRequest], folder: Path, label: str
 ) -> dict[int, Completion]:
     ledger = folder / "ledger" / "judge"
-    outcomes = complete_all(list(requests.values()), judge, ledger, recipe.client_actors, label)
-    return dict(zip(requests, outcomes, strict=True))
+    numbered = [replace(request, custom_id=str(number)) for number, request in requests.items()]
+    answered = ask_all(numbered, judge, ledger, recipe.client_actors, label)
+    return {int(request.custom_id): outcome for request, outcome in answered}
 
 
 def _request(recipe: EvaluateRecipe, generation: dict[str, Any], item: BenchItem, index: int) -> LLMRequest:

@@ -52,6 +52,8 @@ class LLMRequest:
     keep_truncated: bool = False
     """True returns a response cut at max_tokens as it is; False asks once more with twice the room. One that was cut
     before any text, because its room went to thoughts, is asked for with more room either way."""
+    custom_id: str = ""
+    """What the asker knows the request by. It is not sent and takes no part in the content key."""
 
     def without(self, parameters: Collection[str]) -> LLMRequest:
         """The request as it can be sent: well-formed texts, and none of the parameters that the endpoint omits."""
@@ -67,7 +69,7 @@ class LLMRequest:
         """SHA-256 over everything that changes the answer, the model and the endpoint's identity included."""
         # Not asdict(): it would copy every message. What is unset does not take part, so that a parameter which is
         # added to this class later leaves the keys of the requests without it as they are.
-        content = {name: getattr(self, name) for name in self.__slots__} | {
+        content = {name: getattr(self, name) for name in self.__slots__ if name != "custom_id"} | {
             "sampling": {name: value for name, value in asdict(self.sampling).items() if value is not None},
             "model": model,
             "endpoint": endpoint,

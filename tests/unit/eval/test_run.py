@@ -10,8 +10,8 @@ import pytest
 from janus_ray.errors import DataError
 from janus_ray.eval import generate, grade, run
 from janus_ray.eval import report as report_module
-from janus_ray.eval.actors import EndpointClient, told_apart
 from janus_ray.eval.run import evaluate
+from janus_ray.llm.fanout import EndpointClient, told_apart
 from janus_ray.store.files import read_json
 from janus_ray.store.folder import read_manifest
 from janus_ray.store.tables import read_jsonl
@@ -21,16 +21,19 @@ from tests.loopback import chat_reply, loopback
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch):
-    def complete_all(requests, endpoint, ledger, num_actors, label):
+    def ask_all(requests, target, ledger, num_actors, label):
         async def ask():
-            client = EndpointClient(endpoint.model_dump(mode="json"), str(ledger), endpoint.max_concurrency)
-            return await client.complete(told_apart(requests))
+            client = EndpointClient(target.model_dump(mode="json"), str(ledger), target.max_concurrency)
+            given = list(told_apart(requests))
+            answers = await client.complete([numbered for _, numbered in given])
+            await client.close()
+            return [(asked, outcome) for (asked, _), outcome in zip(given, answers.completions, strict=True)]
 
-        return asyncio.run(ask())
+        return reversed(asyncio.run(ask()))
 
     monkeypatch.setattr(run, "ray_cluster", lambda *arguments, **keywords: nullcontext())
-    monkeypatch.setattr(generate, "complete_all", complete_all)
-    monkeypatch.setattr(grade, "complete_all", complete_all)
+    monkeypatch.setattr(generate, "ask_all", ask_all)
+    monkeypatch.setattr(grade, "ask_all", ask_all)
 
 
 def test_a_judge_that_is_cut_gets_more_room_and_what_was_cut_is_no_verdict(tmp_path):
