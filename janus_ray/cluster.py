@@ -15,6 +15,7 @@ from typing import Any
 from janus_ray.config import RayConfig
 from janus_ray.env import PROXY_DEFAULTS, QUIET_DEFAULTS, log_level, ray_address, set_quiet_defaults
 from janus_ray.errors import ConfigError
+from janus_ray.metrics import reporting
 
 _GIB = 1024**3
 _REASON_CHARACTERS = 300
@@ -44,7 +45,8 @@ def ray_cluster(config: RayConfig, needed_cpus: float, purpose: str, *, needed_g
     try:
         _connect(config)
         _check_fits(ray.cluster_resources(), needed_cpus, needed_gpus, purpose)
-        yield
+        with reporting():
+            yield
     finally:
         ray.shutdown()
 

@@ -11,6 +11,12 @@ Read by us:
     HF_HOME             where the hub's cache lies; HF_HUB_CACHE names the cache itself
     http_proxy          proxy for endpoints and the hub, with https_proxy and no_proxy; loopback is reached directly
     RAY_AUTH_MODE       "token" or "disabled"; a local cluster that we start takes "disabled" when it is unset
+    RAY_JOB_CONFIG_JSON_ENV_VAR   what `ray job submit` has set for the job; Ray's
+    JANUS_DEMO_PORT     port of the demo's server (jobs/miniature.sh); 8000 when it is unset
+
+Set by us beside the tables below, for the process that serves a model and its engine:
+
+    VLLM_LOGGING_LEVEL, VLLM_MAX_STOP_STRINGS, VLLM_CPU_OMP_THREADS_BIND, OMP_NUM_THREADS, TORCHDYNAMO_DISABLE
 
 API keys are read from the variable that an endpoint of the recipe names (`api_key_env`), at the moment they are
 needed, and are never written anywhere.

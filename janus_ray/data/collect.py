@@ -178,7 +178,7 @@ def _write_rows(
     dataset: ray.data.Dataset, recipe: CollectRecipe, folder: Path, instructions: list[Instruction]
 ) -> dict[str, Any]:
     """Writes the rows as they come, whole files at a time, and counts them."""
-    progress = ProgressLine("rows", len(instructions) * recipe.num_sets)
+    progress = ProgressLine("collect: rows", len(instructions) * recipe.num_sets)
     pending: list[pa.Table] = []
     counts: Counter[str] = Counter()
     failures: Counter[str] = Counter()
@@ -204,7 +204,7 @@ def _write_rows(
         for table in _full_files(pending, recipe.rows_per_file, last=done == len(instructions) * recipe.num_sets):
             write_parquet(folder / f"part-{files:05d}.parquet", table)
             files += 1
-        progress.update(done, f"{counts['rows_failed']} failed, {counts['requests_sent']} requests sent")
+        progress.update(done, f"{counts['requests_sent']} requests sent", failed=counts["rows_failed"])
     return {**{name: counts[name] for name in sorted(counts)}, "failures": dict(failures), "files": files}
 
 

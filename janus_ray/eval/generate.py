@@ -51,7 +51,9 @@ def generate(
             for number, (condition, item) in enumerate(due)
         ]
         ledger = folder / "ledger" / "policy"
-        answered = ask_all(requests, policies[model.name], ledger, recipe.client_actors, f"generate {model.name}")
+        answered = ask_all(
+            requests, policies[model.name], ledger, recipe.client_actors, f"evaluate: responses of {model.name}"
+        )
         outcomes = {int(request.custom_id): outcome for request, outcome in answered}
         rows += [_row(model, *due[number], outcomes[number]) for number in range(len(due))]
     write_jsonl(folder / GENERATIONS_FILE, rows)

@@ -50,14 +50,14 @@ def grade(
     ]
     askable = [number for number, (generation, _, _) in enumerate(due) if generation["status"] in JUDGED_STATUSES]
     requests = {number: _request(recipe, *due[number]) for number in askable}
-    outcomes = _ask(recipe, judge, requests, folder, "judge")
+    outcomes = _ask(recipe, judge, requests, folder, "evaluate: judgments")
     unread = {
         number: _asked_for_the_verdict(requests[number], outcome)
         for number, outcome in outcomes.items()
         if outcome.status == "ok" and _score(outcome) is None
     }
     if unread:
-        outcomes |= _ask(recipe, judge, unread, folder, "judge again")
+        outcomes |= _ask(recipe, judge, unread, folder, "evaluate: judgments asked for again")
     rows = [
         {**_row(*observation, outcomes.get(number)), "asked_again": number in unread}
         for number, observation in enumerate(due)

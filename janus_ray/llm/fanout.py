@@ -16,6 +16,7 @@ from janus_ray.llm.client import ChatClient
 from janus_ray.llm.endpoint import ReachedEndpoint
 from janus_ray.llm.ledger import Ledger
 from janus_ray.llm.request import Completion, LLMRequest
+from janus_ray.metrics import ASKED, ASKED_LEDGER_HITS, ASKED_RETRIES, ASKED_SENT, ASKED_TOKENS, count
 from janus_ray.progress import ProgressLine
 
 # Requests in one call of an actor: its answers come back together, so few, and a call costs about a millisecond.
@@ -82,7 +83,7 @@ def ask_all(
         target: whom to ask.
         ledger: folder of the ledger.
         num_actors: client processes; the endpoint's limit is divided among them.
-        label: what the progress lines count.
+        label: the stage and what its progress lines count, as in "evaluate: judgments".
         total: how many requests there will be, for the time left; a list or another sized collection tells itself.
 
     Raises:
@@ -96,7 +97,7 @@ def ask_all(
     # One logical CPU each is what the cluster check counted on.
     actor_type: Any = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)(EndpointClient)
     actors = [actor_type.remote(target.model_dump(mode="json"), fspath(ledger), part) for part in parts]
-    tally = _Tally(ProgressLine(label, total))
+    tally = _Tally(label.partition(":")[0], ProgressLine(label, total))
     try:
         for given, answers in _answered(told_apart(requests), actors, parts):
             tally.say(answers.notices)
@@ -162,8 +163,9 @@ def _end(actors: Sequence[Any]) -> None:
 
 @dataclass(slots=True)
 class _Tally:
-    """What the terminal is told."""
+    """What the terminal and the metrics are told."""
 
+    stage: str
     progress: ProgressLine
     done: int = 0
     failed: int = 0
@@ -174,7 +176,8 @@ class _Tally:
         self.done += 1
         self.failed += completion.status == "error"
         self.sent += completion.sent
-        self.progress.update(self.done, f"{self.failed} failed" if self.failed else "")
+        self.progress.update(self.done, failed=self.failed)
+        _count(self.stage, completion)
 
     def say(self, notices: Iterable[str]) -> None:
         """Prints what is new: each client process finds the same out for itself."""
@@ -182,6 +185,18 @@ class _Tally:
             if notice not in self.said:
                 print(notice, flush=True)
                 self.said.add(notice)
+
+
+def _count(stage: str, completion: Completion) -> None:
+    """Counts an outcome; what the ledger knew was sent and paid for by an earlier run."""
+    count(ASKED, stage=stage, status=completion.error_kind or "ok")
+    if not completion.sent:
+        count(ASKED_LEDGER_HITS, stage=stage)
+        return
+    count(ASKED_SENT, completion.sent, stage=stage)
+    count(ASKED_RETRIES, completion.sent - 1, stage=stage)
+    count(ASKED_TOKENS, completion.usage.prompt_tokens, stage=stage, kind="prompt")
+    count(ASKED_TOKENS, completion.usage.completion_tokens, stage=stage, kind="completion")
 
 
 def shares(max_concurrency: int, num_actors: int) -> list[int]:

@@ -16,7 +16,7 @@ import json
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from janus_ray.metrics import GATEWAY_REFUSED_EARLY
+from janus_ray.metrics import GATEWAY_REFUSED_EARLY, instrument
 from janus_ray.serve.refusals import ApiError, overloaded
 
 if TYPE_CHECKING:
@@ -32,11 +32,10 @@ ROOM_HEADER = b"x-janus-room"
 
 def proxy_middlewares() -> list[Middleware]:
     """Called by Serve's HTTP proxy at its start."""
-    from ray.util.metrics import Counter
+    from ray.util import metrics
     from starlette.middleware import Middleware
 
-    refused = Counter(GATEWAY_REFUSED_EARLY.name, GATEWAY_REFUSED_EARLY.help)
-    return [Middleware(Admission, count=refused.inc)]
+    return [Middleware(Admission, count=instrument(GATEWAY_REFUSED_EARLY, metrics).inc)]
 
 
 class Admission:

@@ -16,7 +16,7 @@ from ray.serve.handle import DeploymentHandle
 
 from janus_ray.chat import conversation
 from janus_ray.config import resolved, validate
-from janus_ray.metrics import GATEWAY_LATENCY, GATEWAY_REQUESTS
+from janus_ray.metrics import GATEWAY_LATENCY, GATEWAY_REQUESTS, instrument
 from janus_ray.serve.gateway import Api, Backend, Item, Overloaded, Unavailable
 from janus_ray.serve.readiness import Readiness
 from janus_ray.serve.recipe import ServeRecipe
@@ -25,10 +25,6 @@ APP_NAME = "janus"
 GATEWAY_NAME = "gateway"
 # The gateway only passes messages on; what limits it is the models' queues, which answer 429.
 _GATEWAY_MAX_ONGOING = 2048
-_LATENCY_BOUNDS_MS = [10.0, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 30_000, 60_000, 120_000]
-# Ray annotates tag keys as a tuple of one.
-_REQUEST_TAGS: Any = ("model", "status", "kind")
-_LATENCY_TAGS: Any = ("model", "kind")
 _RETRY_S = 1.0
 _WATCH_S = 1.0
 _CALL_S = 10.0
@@ -92,10 +88,8 @@ class Gateway:
         self._backends: dict[str, Backend] = {name: ModelHandle(handle) for name, handle in handles.items()}
         self._readiness = Readiness(handles)
         self._api = Api(self._recipe, self._backends, self._readiness, self._count)
-        self._requests = metrics.Counter(GATEWAY_REQUESTS.name, GATEWAY_REQUESTS.help, tag_keys=_REQUEST_TAGS)
-        self._latency_ms = metrics.Histogram(
-            GATEWAY_LATENCY.name, GATEWAY_LATENCY.help, boundaries=_LATENCY_BOUNDS_MS, tag_keys=_LATENCY_TAGS
-        )
+        self._requests = instrument(GATEWAY_REQUESTS, metrics)
+        self._latency_ms = instrument(GATEWAY_LATENCY, metrics)
 
     async def __serve_build_asgi_app__(self) -> Any:
         """Called by Serve once the constructor is through."""
@@ -148,7 +142,7 @@ class Gateway:
                 _log.warning("the state of the models is not known: %s", type(error).__name__)
 
     def _count(self, model: str, status: int, kind: str, latency_ms: float) -> None:
-        self._requests.inc(tags={"model": model, "status": f"{status // 100}xx", "kind": kind})
+        self._requests.inc(tags={"model": model, "status": str(status), "kind": kind})
         self._latency_ms.observe(latency_ms, tags={"model": model, "kind": kind})
 
 
