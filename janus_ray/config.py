@@ -7,7 +7,6 @@ field carries its unit and range in the docstring beneath it.
 
 from __future__ import annotations
 
-import os
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -17,14 +16,13 @@ from typing import Annotated, Any, Literal, TypeGuard, TypeVar, get_args, get_or
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from janus_ray.errors import ConfigError
+from janus_ray.paths import checked_path
 
 IfExists = Literal["fail", "resume", "overwrite"]
 
 _LARGEST_FILE_BYTES = 8 * 1024**2
 _LARGEST_NUMBER = 2**63 - 1
 _SHOWN_CHARACTERS = 80
-# In bytes, and about what Linux takes.
-_LONGEST_NAME, _LONGEST_PATH = 255, 4000
 
 
 class Recipe(BaseModel):
@@ -52,21 +50,9 @@ class Recipe(BaseModel):
         return {key: tuple(v) if key in tuples and isinstance(v, list) else v for key, v in values.items()}
 
 
-def _path(text: str) -> str:
-    if not text.strip():
-        raise ValueError("must not be empty")
-    if not text.isprintable():
-        raise ValueError("must be a path without control characters")
-    expanded = os.path.expanduser(text)
-    if expanded.startswith("~"):
-        raise ValueError(f"{text.split('/')[0]}: no such user")
-    if max(len(os.fsencode(part)) for part in expanded.split("/")) > _LONGEST_NAME or len(expanded) > _LONGEST_PATH:
-        raise ValueError(f"must be a path of at most {_LONGEST_PATH} characters with names of at most {_LONGEST_NAME}")
-    return expanded
-
-
-PathText = Annotated[str, AfterValidator(_path)]
-"""A file or folder, "~" expanded; where a field says so, also the id of something on the Hugging Face hub."""
+PathText = Annotated[str, AfterValidator(checked_path)]
+"""A file or folder, "~" expanded, or one on an object storage (s3://bucket/..., gs://..., abfs://...); where a field
+says so, also the id of something on the Hugging Face hub."""
 
 
 # On fields that say how hard and where, not what: a resume may change them, because they cannot change a result.
@@ -142,7 +128,7 @@ def named_paths(recipe: BaseModel, path: str = "") -> Iterator[tuple[str, str]]:
                 yield from named_paths(one, f"{where}.{index}.")
         if isinstance(value, BaseModel):
             yield from named_paths(value, f"{where}.")
-        elif isinstance(value, str) and any(getattr(each, "func", None) is _path for each in field.metadata):
+        elif isinstance(value, str) and any(getattr(each, "func", None) is checked_path for each in field.metadata):
             yield where, value
 
 

@@ -10,6 +10,9 @@ Read by us:
     HF_TOKEN            opens what is private or gated on the hub
     HF_HOME             where the hub's cache lies; HF_HUB_CACHE names the cache itself
     http_proxy          proxy for endpoints and the hub, with https_proxy and no_proxy; loopback is reached directly
+    AWS_*               credentials, region and address (AWS_ENDPOINT_URL) of s3:// paths, as every AWS tool reads them
+    GOOGLE_APPLICATION_CREDENTIALS, STORAGE_EMULATOR_HOST    of gs:// paths
+    AZURE_STORAGE_*     account and credentials of abfs:// paths (AZURE_STORAGE_ACCOUNT_NAME, _ACCOUNT_KEY, ...)
     RAY_AUTH_MODE       "token" or "disabled"; a local cluster that we start takes "disabled" when it is unset
     RAY_JOB_CONFIG_JSON_ENV_VAR   what `ray job submit` has set for the job; Ray's
     JANUS_DEMO_PORT     port of the demo's server (jobs/miniature.sh); 8000 when it is unset

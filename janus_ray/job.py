@@ -20,6 +20,7 @@ from typing import NoReturn
 from janus_ray.config import AnyRecipe, IfExists, load_recipe, resolved
 from janus_ray.env import log_level, native_log_path, reach_loopback_directly, set_quiet_defaults
 from janus_ray.errors import JanusError
+from janus_ray.store.log import flush_all
 from janus_ray.text import one_line
 
 _NATIVE_LOGS_KEPT_S = 24 * 3600.0
@@ -87,8 +88,9 @@ def end_on_signals() -> None:
     """From here on SIGINT and SIGTERM say one line and end the process, with the exit code that shells expect.
 
     At once, without taking anything down first: whatever a job writes is whole or absent, so that a resume goes on from
-    a power cut as well; Ray's processes end with ours; and where the whole process group was signalled, as `timeout`
-    does, they are gone already, and Ray's native threads answer that by SIGABRT in the middle of an orderly end.
+    a power cut as well (only what logs on an object storage hold back is written before); Ray's processes end with
+    ours; and where the whole process group was signalled, as `timeout` does, they are gone already, and Ray's native
+    threads answer that by SIGABRT in the middle of an orderly end.
     """
 
     def end(number: int, _: FrameType | None) -> NoReturn:
@@ -101,6 +103,7 @@ def end_on_signals() -> None:
             os.write(sys.stderr.fileno(), line.encode())
         for each in _SIGNALS:
             signal.signal(each, lambda *_: os._exit(128 + number))
+        flush_all()
         with suppress(OSError, RuntimeError):
             sys.stdout.flush()
         os._exit(128 + number)

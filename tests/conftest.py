@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from janus_ray.env import set_quiet_defaults
+from tests.s3 import S3, s3_server
 
 set_quiet_defaults()
 # On a busy machine everything is slow, and that is no failure.
@@ -42,6 +43,24 @@ def _same_environment_afterwards() -> Iterator[None]:
     yield
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def s3_session() -> Iterator[S3]:
+    """A real S3 server for the session, which this process and what it starts use from here on."""
+    with s3_server() as server:
+        # For the session, so that the workers of a cluster that is started later have it too.
+        os.environ.update(server.environment)
+        yield server
+
+
+@pytest.fixture
+def s3(s3_session: S3) -> Iterator[S3]:
+    """The session's S3 server, without faults at the test's beginning and end."""
+    os.environ.update(s3_session.environment)
+    s3_session.heal()
+    yield s3_session
+    s3_session.heal()
 
 
 @pytest.fixture(scope="session")

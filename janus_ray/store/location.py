@@ -1,0 +1,194 @@
+"""Where a path of a recipe leads: one kind of object for file systems and object storages, and its errors in words.
+
+A location is a `UPath`: of a file system it is a `pathlib.Path` as any other, of an object storage it has the same
+methods without being one. Credentials, regions and addresses come from where each storage's own tools read them
+(AWS_*, GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_*; env.py has the list).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from upath import UPath
+
+from janus_ray.errors import DataError, JanusError
+from janus_ray.paths import checked_path, is_url
+from janus_ray.text import one_line
+
+_SHOWN_CHARACTERS = 200
+# Listings are never kept: other processes write where we read.
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "s3": {"use_listings_cache": False},
+    "gs": {"use_listings_cache": False},
+    "abfs": {"use_listings_cache": False},
+}
+_PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "abfs": "adlfs"}
+_CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or a role of the machine",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS, or a service account of the machine",
+    "abfs": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or AZURE_STORAGE_CONNECTION_STRING",
+}
+_ADDRESSES = {"s3": ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"), "gs": ("STORAGE_EMULATOR_HOST",), "abfs": ()}
+_ADDRESS = re.compile(r"https?://[^\s/]+")
+# What the storages' clients raise beside OSError, by module: it is looked up only where that module is loaded.
+_CLIENT_ERRORS = {
+    "botocore.exceptions": ("BotoCoreError", "ClientError"),
+    "aiohttp": ("ClientError",),
+    "google.auth.exceptions": ("GoogleAuthError",),
+    "gcsfs.retry": ("HttpError",),
+    "azure.core.exceptions": ("AzureError",),
+}
+# Codes of S3 behind which credentials stand, whatever exception carries them.
+_REFUSED = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "TokenRefreshRequired")
+_NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist")
+_BUSY = ("SlowDown", "ServiceUnavailable", "ServerBusy", "TooManyRequests", "rateLimitExceeded", "RequestLimitExceeded")
+# A code alone where an answer has no body.
+_PASSING = (*_BUSY, "InternalError", "RequestTimeout", "500", "502", "503", "504", "429")
+
+
+def location(reference: str | Path | UPath) -> UPath:
+    """The location that a path or URL names; nothing is looked at yet.
+
+    Raises:
+        DataError: it is no path that we read, the scheme's package is missing, or its client cannot be set up.
+    """
+    if isinstance(reference, UPath):
+        return reference
+    text = os.fspath(reference)
+    # Path("s3://...") is a folder of that name.
+    assert not isinstance(reference, Path) or not re.match(r"(s3|gs|abfs):/", text), text
+    try:
+        # A path that a program put together needs no check of its names; the system says what is wrong with them.
+        text = checked_path(text) if not isinstance(reference, Path) else text
+    except ValueError as error:
+        raise DataError(f"{one_line(text)[:_SHOWN_CHARACTERS]}: {error}") from None
+    return _remote(text) if is_url(text) else UPath(text)
+
+
+def is_local(where: Path | UPath) -> TypeGuard[Path]:
+    """Whether a location lies on a file system: it then has a path that every library takes."""
+    return isinstance(where, Path)
+
+
+def _remote(url: str) -> UPath:
+    scheme = url.partition("://")[0]
+    for variable in _ADDRESSES[scheme]:
+        if (address := os.environ.get(variable)) and not _ADDRESS.match(address):
+            raise DataError(f"{url}: {variable} must be an http:// or https:// address")
+    found = UPath(url, **_OPTIONS[scheme])
+    try:
+        _ = found.fs
+        if scheme == "s3":
+            # Some of what S3 answers in passing reaches its client without the codes that it knows.
+            sys.modules["s3fs.core"].set_custom_error_handler(_passes)
+    except ImportError:
+        package = _PACKAGES[scheme]
+        raise DataError(f"{url}: {scheme}:// needs the package {package}: pip install {package}") from None
+    # adlfs says so of an account that nobody named.
+    except ValueError as error:
+        raise DataError(f"{url}: {_first_line(error)}; set {_CREDENTIALS[scheme]}") from None
+    return found
+
+
+def _passes(error: Exception) -> bool:
+    """Whether S3 may answer the same request in another moment."""
+    return error_code(error) in _PASSING
+
+
+def storage_errors() -> tuple[type[Exception], ...]:
+    """What reading and writing a location may raise; evaluated when something was raised, by `except` itself."""
+    found: list[type[Exception]] = [OSError]
+    for module, names in _CLIENT_ERRORS.items():
+        if loaded := sys.modules.get(module):
+            found += [getattr(loaded, name) for name in names]
+    return tuple(found)
+
+
+@contextmanager
+def one_line_errors(
+    where: Path | UPath | str, what: str = "cannot be read", kind: type[JanusError] = DataError
+) -> Generator[None]:
+    """Turns what a storage raises into one line: where, what, and why.
+
+    Raises:
+        JanusError: of the given kind.
+    """
+    try:
+        yield
+    except storage_errors() as error:
+        raise kind(f"{one_line(str(where))}: {what}: {os_reason(error, where)}") from None
+
+
+def os_reason(error: Exception, where: Path | UPath | str = "") -> str:
+    """What a file system or a storage's client says, in words on one line.
+
+    Args:
+        error: what was raised; other libraries' OSErrors may hold no code.
+        where: the location, whose scheme says which credentials were meant.
+    """
+    scheme = str(where).partition("://")[0]
+    if scheme not in _PACKAGES:
+        if isinstance(error, OSError) and error.errno:
+            return os.strerror(error.errno)
+        return getattr(error, "strerror", None) or _first_line(error)
+    return _storage_reason(error, scheme)
+
+
+def _storage_reason(error: Exception, scheme: str) -> str:
+    code, said = error_code(error), _first_line(error)
+    title = type(error).__name__
+    if title in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError"):
+        return f"no credentials ({said}): set {_CREDENTIALS[scheme]}"
+    if is_no_bucket(error):
+        return "no such container" if scheme == "abfs" else "no such bucket"
+    if code in _BUSY or any(text in said for text in _BUSY) or code in ("503", "429"):
+        return f"the storage asks for fewer requests, also after retries ({code or said})"
+    unauthorised = isinstance(error, PermissionError) or code in (*_REFUSED, "401", "403") or title in _GOOGLE_OR_AZURE
+    if unauthorised:
+        return (
+            f"the storage refuses these credentials ({_with_code(said, code)}); they come from {_CREDENTIALS[scheme]}"
+        )
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, OSError) and error.errno == errno.EIO and not said:
+        return os.strerror(error.errno)
+    return _with_code(said, code)
+
+
+def is_no_bucket(error: BaseException) -> bool:
+    """Whether an error says that there is no such bucket or container."""
+    return error_code(error) in _NO_BUCKET or any(text in str(error) for text in _NO_BUCKET)
+
+
+# Named by their classes, because looking at them must not import those libraries.
+_GOOGLE_OR_AZURE = ("RefreshError", "ClientAuthenticationError", "TransportError")
+
+
+def error_code(error: BaseException) -> str:
+    """The storage's own code of an error, also where another error was made of it; empty where there is none."""
+    seen: BaseException | None = error
+    while seen is not None:
+        response = getattr(seen, "response", None)
+        found = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
+        found = found or getattr(seen, "error_code", None) or getattr(seen, "code", None)
+        if found and isinstance(found, str | int):
+            return str(found)
+        seen = seen.__cause__
+    return ""
+
+
+def _with_code(said: str, code: str) -> str:
+    return said if not code or code in said else f"{code}: {said}"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = (lines[0] if lines else "")[:_SHOWN_CHARACTERS]
+    return one_line(said) or type(error).__name__
