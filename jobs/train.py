@@ -2,7 +2,7 @@
 
 Reads   collection: Parquet or JSON lines in the Multifaceted Collection's schema; base_model: a Hugging Face folder;
         both as paths or as ids on the hub
-Writes  output_dir/packed/, checkpoints/, metrics.jsonl, model/ (Hugging Face), manifest.json
+Writes  output_dir/documents/, plan.npz, checkpoints/, metrics.jsonl, model/ (Hugging Face), manifest.json
 Needs   num_workers CPUs or GPUs
 
     python -m jobs.train jobs/recipes/miniature_sft.toml

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from janus_ray.chat import use_template
 from janus_ray.miniature.kit import train_tokenizer
 from janus_ray.model_folder import write_template_record
+from janus_ray.store.shards import Index, finish_shards, id_type, write_shard
 from janus_ray.store.tables import write_parquet
 
 ANSWERS = ["Castle early.", "Knead it for long, then let it rest.", "Sleep.", "Read every line aloud, twice a day."]
@@ -28,6 +30,25 @@ def texts(count: int) -> list[dict[str, str]]:
 
 def write_collection(folder: Path, count: int) -> Path:
     write_parquet(folder / "part-0.parquet", pa.Table.from_pylist(texts(count)))
+    return folder
+
+
+def documents_in(
+    folder: Path, documents: list[tuple[list[int], list[int]]], bins: list[list[int]] | None = None
+) -> Path:
+    """A run's folder with documents (token ids, loss mask), one a bin or as told, and a plan of one step over them."""
+    from janus_ray.train.plan import SINGLE, Plan, Ragged, write_plan
+
+    ids, masks = ([np.array(part[side]) for part in documents] for side in (0, 1))
+    shards = folder / "documents"
+    entry = write_shard(
+        shards, 0, np.concatenate(ids).astype(id_type(400)), np.concatenate(masks).astype(bool), len(documents)
+    )
+    index = Index(np.array([len(each) for each in ids]), np.array([sum(each) for each in masks]), np.arange(len(ids)))
+    finish_shards(shards, [entry], id_type(400), index)
+    ragged = Ragged.of([[number] for number in range(len(documents))])
+    plan = Plan(SINGLE, np.arange(len(documents))[:, None], ragged, Ragged.of([list(range(len(ragged)))]))
+    write_plan(plan, folder / "plan.npz")
     return folder
 
 

@@ -129,7 +129,7 @@ def progress_of(checkpoint: Path) -> dict[str, Any]:
 def remove_leftovers(folder: Path) -> None:
     """Removes what killed saves and exports left behind; no other process may be writing in the folder."""
     _remove(folder / CHECKPOINTS / _STAGING)
-    for half_written in (*folder.glob(".*.tmp"), *folder.glob("packed/.*.tmp")):
+    for half_written in (*folder.glob(".*.tmp"), *folder.glob("documents/.*.tmp")):
         half_written.unlink(missing_ok=True)
 
 

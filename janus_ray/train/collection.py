@@ -6,9 +6,12 @@ A row that lacks something is left out and counted; a value that is no text is r
 from __future__ import annotations
 
 import os
+import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ import pyarrow as pa
 
 from janus_ray.chat import Message, conversation
 from janus_ray.errors import DataError
-from janus_ray.store.files import what_is_at
+from janus_ray.store.files import os_reason, what_is_at
 from janus_ray.store.hub import dataset_files
 from janus_ray.store.tables import column_names, is_parquet, read_rows
 from janus_ray.text import is_blank
@@ -25,20 +28,82 @@ from janus_ray.train.conversations import REASONS, is_nothing, is_null, kind, re
 _COLUMNS = ("system", "prompt", "output")
 _MESSAGES = "messages"
 _STATUS = "status"
-_CHUNK_ROWS = 8192
+# Also the rows of a shard of documents: whoever changes it changes the hash of every run's documents.
+BATCH_ROWS = 2048
 _MESSAGE = pa.struct([("role", pa.large_string()), ("content", pa.large_string())])
 _SCHEMA = pa.schema([(_MESSAGES, pa.list_(_MESSAGE))])
+
+
+class Rows:
+    """Conversations in a temporary file of this machine, gone with this object: written once, then read in batches.
+
+    Each has at most one system message, then user and assistant in turns. Their number is bounded by no memory.
+    """
+
+    def __init__(self, conversations: Iterable[list[Message]]) -> None:
+        """Writes them all.
+
+        Raises:
+            DataError: the temporary folder is full.
+        """
+        self._file = tempfile.TemporaryFile(prefix="janus_ray-rows-")  # noqa: SIM115 - lives as long as this object
+        self._count = 0
+        options = pa.ipc.IpcWriteOptions(compression="lz4")
+        writer = pa.ipc.new_file(self._opened("wb"), _SCHEMA, options=options)
+        remaining = iter(conversations)
+        while kept := [{_MESSAGES: messages} for messages in islice(remaining, BATCH_ROWS)]:
+            self._count += len(kept)
+            with _named_when_full():
+                writer.write_batch(pa.RecordBatch.from_pylist(kept, schema=_SCHEMA))
+        with _named_when_full():
+            writer.close()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def batches(self) -> Iterator[pa.Table]:
+        """Tables with the column messages, of `BATCH_ROWS` rows; the last may have fewer."""
+        reader = self._reader()
+        return (pa.Table.from_batches([reader.get_batch(number)]) for number in range(reader.num_record_batches))
+
+    def take(self, indices: Iterable[int]) -> list[list[Message]]:
+        """The conversations at some ascending indices."""
+        reader = self._reader()
+        return [
+            messages
+            for number, several in groupby(indices, key=lambda index: index // BATCH_ROWS)
+            for messages in reader.get_batch(number)[_MESSAGES]
+            .take(pa.array([index % BATCH_ROWS for index in several]))
+            .to_pylist()
+        ]
+
+    def _reader(self) -> Any:
+        return pa.ipc.open_file(self._opened("rb"))
+
+    def _opened(self, mode: str) -> pa.PythonFile:
+        # Of its own, because Arrow closes what it was given; the file itself stays as long as one is open.
+        return pa.PythonFile(os.fdopen(os.dup(self._file.fileno()), mode), mode=mode[0])
+
+
+@contextmanager
+def _named_when_full() -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{tempfile.gettempdir()}: the rows cannot be kept there while they are read: {os_reason(error)}; "
+            "TMPDIR names another folder"
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)
 class Collection:
     """What there is to train on."""
 
-    rows: pa.Table
-    """Column messages: at most one system message, then user and assistant in turns; a row of system, prompt and
-    output is a conversation of one turn."""
+    rows: Rows
+    """A row of system, prompt and output is a conversation of one turn."""
     counts: dict[str, int]
-    """"rows" in the table and "rows_without_system" among them; and those left out, by the reason (`REASONS`)."""
+    """"rows" in the file and "rows_without_system" among them; and those left out, by the reason (`REASONS`)."""
 
 
 def read_collection(source: str) -> Collection:
@@ -48,10 +113,16 @@ def read_collection(source: str) -> Collection:
         DataError: it is missing or damaged, lacks a column, holds something other than text in one, fills both forms in
             one row, or has no usable row.
     """
-    path = Path(os.path.expanduser(source))
     counts = dict.fromkeys(("rows", "rows_without_system", *REASONS), 0)
-    chunks: list[pa.Table] = []
-    kept: list[dict[str, list[Message]]] = []
+    rows = Rows(_usable(source, counts))
+    if not counts["rows"]:
+        raise DataError(f"{source}: no row to train on: {left_out(counts) or 'it is empty'}")
+    return Collection(rows, counts)
+
+
+def _usable(source: str, counts: dict[str, int]) -> Iterator[list[Message]]:
+    """The conversations to train on; counts them, and what is left out."""
+    path = Path(os.path.expanduser(source))
     for file in [path] if what_is_at(path) == "file" else dataset_files(source):
         for place, values in _rows_of(file):
             messages = "rows_not_ok" if _is_not_ok(values, place) else _messages(values, place)
@@ -60,13 +131,7 @@ def read_collection(source: str) -> Collection:
                 continue
             counts["rows"] += 1
             counts["rows_without_system"] += messages[0]["role"] != "system"
-            kept.append({_MESSAGES: messages})
-            if len(kept) == _CHUNK_ROWS:
-                chunks.append(pa.Table.from_pylist(kept, schema=_SCHEMA))
-                kept = []
-    if not counts["rows"]:
-        raise DataError(f"{source}: no row to train on: {left_out(counts) or 'it is empty'}")
-    return Collection(pa.concat_tables([*chunks, pa.Table.from_pylist(kept, schema=_SCHEMA)]), counts)
+            yield messages
 
 
 def left_out(counts: dict[str, int]) -> str:

@@ -17,7 +17,7 @@ def fit(recipe: TrainRecipe, folder: Path, identity: dict[str, str]) -> dict[str
 
     Args:
         recipe: what to do.
-        folder: the run's folder, absolute, with the packed data in it.
+        folder: the run's folder, absolute, with the documents and the plan in it.
         identity: see `train_loop`.
 
     Raises:

@@ -11,20 +11,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from janus_ray.errors import TrainingError
-from janus_ray.train.bins import MicroBatch, PackedBins, micro_batch
+from janus_ray.store.shards import TokenShards
+from janus_ray.train.batches import MicroBatch, micro_batch
 from janus_ray.train.checkpoint import load_checkpoint, named_when_not_written, save_checkpoint
 from janus_ray.train.model import build_sharded, export
-from janus_ray.train.packing import Plan, make_plan, share_of
+from janus_ray.train.plan import read_plan, share_of
+from janus_ray.train.prepare import DOCUMENTS_FOLDER, METRICS_FILE, PLAN_FILE
 from janus_ray.train.recipe import TrainRecipe
 from janus_ray.train.throughput import model_shape, peak_flops, training_flops
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
 
-METRICS_FILE = "metrics.jsonl"
 MODEL_FOLDER = "model"
 # Nats per token. Guessing among a million tokens costs 14; only weights that are broken, yet finite, cost this.
 _LARGEST_LOSS = 1000.0
@@ -39,7 +44,7 @@ def train_loop(
 
     Args:
         recipe: what to do.
-        folder: the run's folder, which all workers see; it holds the packed bins.
+        folder: the run's folder, which all workers see; it holds the documents and the plan.
         identity: hashes of what the run is made from; a checkpoint with others is refused.
         checkpoint: where to go on from; None starts at the first step.
         device: this worker's.
@@ -48,14 +53,10 @@ def train_loop(
         TrainingError: a loss, a gradient or a weight is not finite, or a loss is beyond any model's.
         CheckpointError: the checkpoint belongs to another run, or something cannot be written.
     """
-    import torch
-    import torch.distributed as dist
-    from torch.distributed.device_mesh import init_device_mesh
-
     torch.manual_seed(recipe.seed)
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    bins = PackedBins(folder / "packed" / "bins.parquet")
-    plan = make_plan(len(bins), recipe.bins_per_step, recipe.epochs, recipe.max_steps, recipe.seed)
+    data = TrainingData(folder)
+    plan = data.plan
     model = build_sharded(recipe, init_device_mesh(device.type, (world_size,)), device)
     optimizer = _optimizer(model, recipe)
     progress: dict[str, Any] = {"step": 0, "plan_sha256": plan.sha256, **identity}
@@ -63,15 +64,15 @@ def train_loop(
         progress = load_checkpoint(model, optimizer, checkpoint, progress)
     saved = progress["step"]
     _stop_unless_weights_are_finite(model, saved, saved)
-    log = StepLog(folder, recipe, plan, bins, model) if rank == 0 else None
+    log = StepLog(folder, recipe, data, model) if rank == 0 else None
     if log is not None:
         log.restart_after(saved)
     model.train()
-    for step, members in enumerate(plan.steps[saved:], start=saved + 1):
-        is_last = step == len(plan.steps)
-        loss, grad_norm = _gradient(model, bins, members, recipe, device)
+    for step in range(saved + 1, len(plan) + 1):
+        bins, is_last = plan.bins_by_step[step - 1], step == len(plan)
+        loss, grad_norm = _gradient(model, data, bins, recipe, device)
         _stop_unless_sound(f"step {step}", saved, loss, grad_norm)
-        rate = learning_rate_at(step - 1, len(plan.steps), recipe)
+        rate = learning_rate_at(step - 1, len(plan), recipe)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
@@ -80,7 +81,7 @@ def train_loop(
             log.write(step, loss=loss, learning_rate=rate, grad_norm=grad_norm)
         if step % recipe.checkpoint_every_steps == 0 or is_last:
             _stop_unless_weights_are_finite(model, step, saved)
-            _stop_unless_the_model_answers(model, bins, members, step, saved, device)
+            _stop_unless_the_model_answers(model, data, bins, step, saved, device)
             progress = {**progress, "step": step, "loss": loss}
             save_checkpoint(model, optimizer, progress, folder, recipe.keep_checkpoints)
             saved = step
@@ -91,8 +92,6 @@ def train_loop(
 
 
 def _optimizer(model: PreTrainedModel, recipe: TrainRecipe) -> torch.optim.Optimizer:
-    import torch
-
     return torch.optim.AdamW(
         model.parameters(),
         lr=recipe.learning_rate,
@@ -105,30 +104,25 @@ def _optimizer(model: PreTrainedModel, recipe: TrainRecipe) -> torch.optim.Optim
 
 
 def _gradient(
-    model: PreTrainedModel, bins: PackedBins, members: Sequence[int], recipe: TrainRecipe, device: torch.device
+    model: PreTrainedModel, data: TrainingData, bins: np.ndarray, recipe: TrainRecipe, device: torch.device
 ) -> tuple[float, float]:
     """Fills the gradient of a step, clipped.
 
     Returns:
         The loss per supervised token, and the gradient's L2 norm before it was clipped; both over all workers.
     """
-    import torch
-    import torch.distributed as dist
-
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    supervised = int(bins.supervised_tokens()[list(members)].sum())
+    supervised = int(data.supervised_per_bin[bins].sum())
     loss_sum = torch.zeros((), device=device)
-    for share in share_of(members, rank, world_size, recipe.bins_per_micro_batch):
-        loss_sum += backward(model, bins, share, members[0], supervised, world_size, device)
+    for share in share_of(bins, rank, world_size, recipe.bins_per_micro_batch):
+        batch = data.micro_batch(share or bins[:1], device)
+        loss_sum += backward(model, batch, supervised, world_size, counts=bool(share))
     dist.all_reduce(loss_sum)
     return float(loss_sum) / supervised, _clipped_norm(model, recipe.max_grad_norm)
 
 
 def _clipped_norm(model: PreTrainedModel, max_norm: float) -> float:
     """Clips the gradient over all workers and returns its L2 norm before that."""
-    import torch
-    from torch.distributed.tensor import DTensor
-
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
@@ -150,10 +144,6 @@ def _stop_unless_sound(when: str, saved: int, loss: float, grad_norm: float = 0.
 
 
 def _stop_unless_weights_are_finite(model: PreTrainedModel, step: int, saved: int) -> None:
-    import torch
-    import torch.distributed as dist
-    from torch.distributed.tensor import DTensor
-
     names, parameters = zip(*model.named_parameters(), strict=True)
     local = [each.to_local() if isinstance(each, DTensor) else each for each in parameters]
     finite = torch.stack([each.detach().isfinite().all() for each in local]).to(torch.int32)
@@ -168,17 +158,13 @@ def _stop_unless_weights_are_finite(model: PreTrainedModel, step: int, saved: in
 
 
 def _stop_unless_the_model_answers(
-    model: PreTrainedModel, bins: PackedBins, members: Sequence[int], step: int, saved: int, device: torch.device
+    model: PreTrainedModel, data: TrainingData, bins: np.ndarray, step: int, saved: int, device: torch.device
 ) -> None:
     """Weights can be finite and yet so large that nothing finite comes out; such a model is neither kept nor exported.
 
     Each worker looks at the loss of one of the step's bins.
     """
-    import torch
-    import torch.distributed as dist
-    from torch.distributed.fsdp import FSDPModule
-
-    batch = micro_batch([bins[members[dist.get_rank() % len(members)]]], device)
+    batch = data.micro_batch([bins[dist.get_rank() % len(bins)]], device)
     with torch.no_grad():
         total = torch.stack([summed_loss(model, batch), torch.tensor(float(len(batch.targets_S)), device=device)])
     for module in model.modules():
@@ -206,24 +192,17 @@ def learning_rate_at(step: int, num_steps: int, recipe: TrainRecipe) -> float:
 
 
 def backward(
-    model: PreTrainedModel,
-    bins: PackedBins,
-    members: Sequence[int],
-    stand_in: int,
-    supervised: int,
-    world_size: int,
-    device: torch.device,
+    model: PreTrainedModel, batch: MicroBatch, supervised: int, world_size: int, *, counts: bool = True
 ) -> torch.Tensor:
     """Forward and backward of one micro-batch; returns its summed loss, without gradient.
 
     The gradient is that of loss_sum / (supervised tokens of the whole global batch). FSDP averages gradients over the
-    workers, so the loss is scaled by their number. A worker without bins runs the stand-in with weight zero, because
-    all workers meet in every layer.
+    workers, so the loss is scaled by their number. A worker without bins runs one that does not count, with weight
+    zero, because all workers meet in every layer.
     """
-    batch = micro_batch([bins[index] for index in members or [stand_in]], device)
     loss = summed_loss(model, batch)
-    (loss * (world_size / supervised if members else 0.0)).backward()
-    return loss.detach() if members else loss.detach() * 0
+    (loss * (world_size / supervised if counts else 0.0)).backward()
+    return loss.detach() if counts else loss.detach() * 0
 
 
 def summed_loss(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
@@ -231,8 +210,6 @@ def summed_loss(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
 
     Logits are computed for those positions only.
     """
-    import torch
-
     logits_1SV = model(
         input_ids=batch.input_ids_1T,
         position_ids=batch.position_ids_1T,
@@ -244,21 +221,39 @@ def summed_loss(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits_1SV[0].float(), batch.targets_S, reduction="sum")
 
 
+class TrainingData:
+    """The documents of a run and its plan, as a worker reads them."""
+
+    def __init__(self, folder: Path) -> None:
+        """Opens both; no document is read yet.
+
+        Raises:
+            ConfigError: this machine does not see the folder.
+            DataError: something in it is damaged.
+        """
+        self._documents = TokenShards(folder / DOCUMENTS_FOLDER)
+        self.plan = read_plan(folder / PLAN_FILE)
+        index = self._documents.index
+        self.tokens_per_bin, self.supervised_per_bin = map(self.plan.per_bin, (index.lengths, index.supervised))
+
+    def micro_batch(self, bins: Sequence[int] | np.ndarray, device: torch.device) -> MicroBatch:
+        """The documents of some bins, laid end to end."""
+        return micro_batch([self._documents[int(i)] for bin_ in bins for i in self.plan.documents_of(bin_)], device)
+
+    def lengths_in(self, bins: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The lengths of the documents in some bins."""
+        return self._documents.index.lengths[np.concatenate([self.plan.documents_of(bin_) for bin_ in bins])]
+
+
 class StepLog:
     """Rank 0's metrics file: one JSON line per logged step, flushed, so that the driver can follow it."""
 
-    def __init__(self, folder: Path, recipe: TrainRecipe, plan: Plan, bins: PackedBins, model: PreTrainedModel) -> None:
+    def __init__(self, folder: Path, recipe: TrainRecipe, data: TrainingData, model: PreTrainedModel) -> None:
         """Counts what each step processes."""
-        import torch
-
         self._path = folder / METRICS_FILE
-        self._recipe, self._plan = recipe, plan
-        self._lengths_per_bin = bins.document_lengths()
-        self._tokens_per_bin = np.array([lengths.sum() for lengths in self._lengths_per_bin])
-        self._supervised_per_bin = bins.supervised_tokens()
+        self._recipe, self._data = recipe, data
         self._shape = model_shape(model)
-        name = torch.cuda.get_device_name() if recipe.use_gpu else ""
-        self._peak_flops = peak_flops(name)
+        self._peak_flops = peak_flops(torch.cuda.get_device_name() if recipe.use_gpu else "")
         self._last_step, self._last_time = 0, time.monotonic()
 
     def restart_after(self, step: int) -> None:
@@ -273,28 +268,27 @@ class StepLog:
         """Appends the metrics of a step; rates are means since the line before."""
         now = time.monotonic()
         seconds = now - self._last_time
-        recent = [index for members in self._plan.steps[self._last_step : step] for index in members]
-        tokens = int(self._tokens_per_bin[recent].sum())
-        current = list(self._plan.steps[step - 1])
-        capacity = len(current) * self._recipe.max_length
+        steps = self._data.plan.bins_by_step
+        recent = np.concatenate([steps[index] for index in range(self._last_step, step)])
+        current = steps[step - 1]
+        padding = 1 - int(self._data.tokens_per_bin[current].sum()) / (len(current) * self._recipe.max_length)
         record = {
             "step": step,
-            "num_steps": len(self._plan.steps),
+            "num_steps": len(steps),
             **values,
-            "tokens_per_s": tokens / seconds,
+            "tokens_per_s": int(self._data.tokens_per_bin[recent].sum()) / seconds,
             "mfu": self._mfu(recent, seconds),
-            "padding_share": 1 - int(self._tokens_per_bin[current].sum()) / capacity,
-            "supervised_tokens": int(self._supervised_per_bin[current].sum()),
+            "padding_share": padding,
+            "supervised_tokens": int(self._data.supervised_per_bin[current].sum()),
             "worker_pid": os.getpid(),
         }
         with named_when_not_written(self._path), self._path.open("a") as stream:
             stream.write(json.dumps(record, allow_nan=False) + "\n")
         self._last_step, self._last_time = step, now
 
-    def _mfu(self, recent: Sequence[int], seconds: float) -> float | None:
+    def _mfu(self, recent: np.ndarray, seconds: float) -> float | None:
         if self._peak_flops is None:
             return None
-        lengths = np.concatenate([self._lengths_per_bin[index] for index in recent])
-        supervised = int(self._supervised_per_bin[recent].sum())
-        flops = training_flops(lengths, supervised, self._shape)
+        supervised = int(self._data.supervised_per_bin[recent].sum())
+        flops = training_flops(self._data.lengths_in(recent), supervised, self._shape)
         return flops / seconds / (self._peak_flops * self._recipe.num_workers)

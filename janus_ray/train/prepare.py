@@ -1,119 +1,140 @@
-"""The offline part: render, tokenise and mask with Ray Data, then pack into Parquet that workers read by index."""
+"""The offline part: rows become documents in shards, and documents a plan. The driver holds lengths, never tokens."""
 
 from __future__ import annotations
 
 import random
+import shutil
 import tempfile
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-import xxhash
 
-from janus_ray.chat import ChatEncoder, ChatTemplate, EncodedExample, Message, loss_stretches, use_template
-from janus_ray.cluster import quiet_ray_data
-from janus_ray.errors import DataError
+from janus_ray.chat import use_template
+from janus_ray.errors import DataError, JanusError
 from janus_ray.model_folder import load_tokenizer, save_tokenizer
+from janus_ray.progress import ProgressLine
 from janus_ray.store.files import read_json, write_json
-from janus_ray.store.tables import write_parquet
-from janus_ray.text import one_line
-from janus_ray.train.collection import Collection
-from janus_ray.train.packing import pack
+from janus_ray.store.shards import Index, TokenShards, damage, finish_shards, id_type, joined
+from janus_ray.train.collection import BATCH_ROWS, Collection, Rows
+from janus_ray.train.documents import DocumentWriter, Written, encode_row
+from janus_ray.train.plan import Plan, make_plan, write_plan
 from janus_ray.train.recipe import TrainRecipe
 
-PACKED = pa.schema(
-    [
-        ("input_ids", pa.list_(pa.int32())),
-        # 1 where the token carries loss
-        ("loss_mask", pa.list_(pa.uint8())),
-        ("document_lengths", pa.list_(pa.int32())),
-        ("num_supervised", pa.int32()),
-    ]
-)
-# Small row groups: a worker reads single bins, in the plan's order.
-ROW_GROUP_BINS = 16
-PACKED_FOLDER = "packed"
-BINS_FILE = "bins.parquet"
+DOCUMENTS_FOLDER = "documents"
+PLAN_FILE = "plan.npz"
+METRICS_FILE = "metrics.jsonl"
 _COUNTS_FILE = "counts.json"
 
-# One row for each of the collection's: the documents that it becomes, the tokens of the longest; or why it is none.
-_ENCODED = pa.schema(
-    [
-        ("input_ids", pa.list_(pa.list_(pa.int32()))),
-        ("loss_mask", pa.list_(pa.list_(pa.uint8()))),
-        ("longest", pa.int64()),
-        ("refusal", pa.string()),
-    ]
-)
 # Among thousands of rows one may be odd; where the template refuses a larger share of them it is the wrong one.
 _MOST_REFUSED = 0.01
 # The early look takes so many rows, and finds a template wrong by a share of them that chance does not make of 1 %.
 _LOOKED_AT = 256
 _MOST_REFUSED_OF_SOME = 0.1
-_ROWS_PER_BLOCK = 1024
-_SHOWN_CHARACTERS = 60
+# Batches that wait at each process: it never idles, and few are held at once.
+_BATCHES_AHEAD = 2
+
+Batches = Iterable[pa.Table]
+WriteAll = Callable[[TrainRecipe, Path, Batches, int], Iterator[Written]]
+"""Makes a shard of each batch of rows: (recipe, folder, batches, how many) -> what became of them, in their order."""
 
 
-def prepare(recipe: TrainRecipe, collection: Collection, folder: Path) -> dict[str, Any]:
-    """Writes `packed/bins.parquet` below the folder and returns what was done, in numbers.
+def prepare(
+    recipe: TrainRecipe, collection: Collection, folder: Path, write_all: WriteAll | None = None
+) -> dict[str, Any]:
+    """Writes `documents/` and `plan.npz` below the folder and returns what was done, in numbers.
+
+    Args:
+        recipe: what to do.
+        collection: the rows.
+        folder: the run's folder.
+        write_all: who tokenises; None: `num_workers` processes of the Ray cluster.
 
     Raises:
         DataError: no row fits into a bin, the template refuses more than single rows, or the audit finds a wrong mask.
         CheckpointError: the base model has no usable tokenizer.
     """
     encoder = use_template(load_tokenizer(recipe.base_model), recipe.chat_template)
-    encoded = _encode(collection.rows, recipe)
-    refusals = [refusal for refusal in encoded["refusal"].to_pylist() if refusal]
-    check_refusals(refusals, len(encoded), _MOST_REFUSED, recipe)
-    if refusals:
-        shown = f"{len(refusals)} of {len(encoded)} rows are left out, the first: {refusals[0]}"
-        print(f"train: refused by the chat template: {shown}", flush=True)
-    taken = encoded.filter(_mask(not refusal for refusal in encoded["refusal"].to_pylist()))
-    fitting = taken.filter(_mask(longest <= recipe.max_length for longest in taken["longest"].to_pylist()))
-    if not len(fitting):
-        raise DataError(f"{recipe.collection}: none of {len(taken)} rows fits into {recipe.max_length} tokens")
-    documents = _documents(fitting)
-    packed = _packed_table(documents, recipe.max_length)
-    audit_masks(packed, encoder)
-    write_parquet(folder / PACKED_FOLDER / BINS_FILE, packed, ROW_GROUP_BINS)
-    supervised, tokens = sum(packed["num_supervised"].to_pylist()), sum(_lengths(packed))
+    documents = folder / DOCUMENTS_FOLDER
+    shutil.rmtree(documents, ignore_errors=True)
+    try:
+        written = _write_documents(recipe, documents, collection.rows, write_all or in_ray)
+        finish_shards(
+            documents, [each.entry for each in written], id_type(len(encoder.tokenizer)), index := _index(written)
+        )
+        plan, too_long = plan_of(recipe, index)
+    except JanusError:
+        shutil.rmtree(documents, ignore_errors=True)
+        raise
+    print(f"train: mask audit: {next(each.example for each in written if each.example)}", flush=True)
+    write_plan(plan, folder / PLAN_FILE)
+    tokens = int(plan.per_bin(index.lengths).sum())
     counts = {
         **collection.counts,
-        "rows_refused_by_template": len(refusals),
-        "rows_too_long": len(taken) - len(fitting),
-        "documents": len(documents),
-        "bins": len(packed),
+        "rows_refused_by_template": sum(each.refused for each in written),
+        "rows_too_long": too_long,
+        "documents": plan.groups.size,
+        "bins": len(plan.bins),
         "tokens": tokens,
-        "supervised_tokens": supervised,
-        "padding_share": round(1 - tokens / (len(packed) * recipe.max_length), 4),
+        "supervised_tokens": int(plan.per_bin(index.supervised).sum()),
+        "padding_share": round(1 - tokens / (len(plan.bins) * recipe.max_length), 4),
         "template_sha256": encoder.probe_sha256(),
-        "packed_xxh3": _content_hash(packed),
+        "documents_xxh3": TokenShards(documents).xxh3,
     }
-    write_json(folder / PACKED_FOLDER / _COUNTS_FILE, counts)
+    write_json(documents / _COUNTS_FILE, counts)
     return counts
 
 
-def already_packed(folder: Path) -> dict[str, Any] | None:
-    """What `prepare` returned when it packed this run's data; None where it did not, or its files are damaged."""
+def plan_of(recipe: TrainRecipe, index: Index) -> tuple[Plan, int]:
+    """The plan over the rows that fit, and the number of rows that do not.
+
+    Raises:
+        DataError: none fits.
+    """
+    rows, starts = np.unique(index.rows, return_index=True)
+    longest = np.maximum.reduceat(index.lengths, starts)
+    fitting = np.isin(index.rows, rows[longest <= recipe.max_length])
+    if not fitting.any():
+        raise DataError(f"{recipe.collection}: none of {len(rows)} rows fits into {recipe.max_length} tokens")
+    plan = make_plan(
+        index.lengths,
+        np.flatnonzero(fitting)[:, None],
+        recipe.max_length,
+        recipe.bins_per_step,
+        recipe.epochs,
+        recipe.max_steps,
+        recipe.seed,
+    )
+    return plan, int((longest > recipe.max_length).sum())
+
+
+def already_prepared(folder: Path) -> dict[str, Any] | None:
+    """What `prepare` returned when it made this run's documents; None where it did not, or they are damaged."""
+    documents = folder / DOCUMENTS_FOLDER
     try:
-        counts = read_json(folder / PACKED_FOLDER / _COUNTS_FILE)
-        packed = pq.read_table(folder / PACKED_FOLDER / BINS_FILE)
-        return counts if counts["packed_xxh3"] == _content_hash(packed) else None
-    except (DataError, OSError, KeyError, TypeError, pa.ArrowException):
+        counts = read_json(documents / _COUNTS_FILE)
+        whole = damage(documents) is None and counts["documents_xxh3"] == TokenShards(documents).xxh3
+    except (JanusError, KeyError, TypeError):
         return None
+    return counts if whole else None
 
 
-def check_chat(recipe: TrainRecipe, rows: pa.Table | None) -> str:
+def plan_again(recipe: TrainRecipe, folder: Path) -> None:
+    """Writes the plan over documents that are there already; it takes seconds, and is the same."""
+    write_plan(plan_of(recipe, TokenShards(folder / DOCUMENTS_FOLDER).index)[0], folder / PLAN_FILE)
+
+
+def check_chat(recipe: TrainRecipe, rows: Rows | None) -> str:
     """Encodes some rows, and writes and reads the tokenizer as an export will.
 
     Single rows that the template refuses pass: `prepare` leaves them out.
 
     Args:
         recipe: names the base model and the template.
-        rows: what is to be trained on; None where it is packed already.
+        rows: what is to be trained on; None where its documents are there already.
 
     Returns:
         The template's hash with this tokenizer.
@@ -128,165 +149,89 @@ def check_chat(recipe: TrainRecipe, rows: pa.Table | None) -> str:
     if rows is not None:
         # Not the first ones: files are often sorted by source. Always the same ones: a refusal can be repeated.
         chosen = sorted(random.Random(0).sample(range(len(rows)), min(len(rows), _LOOKED_AT)))
-        outcomes = [_encoded(encoder, messages) for messages in rows["messages"].take(chosen).to_pylist()]
+        outcomes = [encode_row(encoder, messages) for messages in rows.take(chosen)]
         refusals = [outcome for outcome in outcomes if isinstance(outcome, str)]
-        check_refusals(
-            refusals, len(chosen), _MOST_REFUSED if len(chosen) == len(rows) else _MOST_REFUSED_OF_SOME, recipe
-        )
+        most = _MOST_REFUSED if len(chosen) == len(rows) else _MOST_REFUSED_OF_SOME
+        check_refusals(len(refusals), next(iter(refusals), ""), len(chosen), most, recipe)
     with tempfile.TemporaryDirectory() as folder:
         AutoConfig.from_pretrained(recipe.base_model).save_pretrained(folder)
         save_tokenizer(encoder.tokenizer, Path(folder))
     return encoder.probe_sha256()
 
 
-def check_refusals(refusals: list[str], looked_at: int, most: float, recipe: TrainRecipe) -> None:
+def check_refusals(refused: int, first: str, looked_at: int, most: float, recipe: TrainRecipe) -> None:
     """Raises where the template refuses every row, or more than one and more than the share `most` of those looked at.
 
     Raises:
         DataError: one line with the number, the first reason, and what takes such rows.
     """
-    if len(refusals) == looked_at or len(refusals) > max(1, most * looked_at):
+    if refused == looked_at or refused > max(1, most * looked_at):
         advice = '; chat_template = "janus" takes them' if recipe.chat_template == "own" else ""
         raise DataError(
-            f"{recipe.collection}: the chat template refuses {len(refusals)} of the {looked_at} rows looked at, "
-            f"the first: {refusals[0]}{advice}"
+            f"{recipe.collection}: the chat template refuses {refused} of the {looked_at} rows looked at, "
+            f"the first: {first}{advice}"
         )
 
 
-def audit_masks(packed: pa.Table, encoder: ChatEncoder) -> str:
-    """Looks at every document before the first step, and prints what carries loss in one of them.
-
-    A wrong mask trains the wrong thing without any error, so this is a gate and not a log line.
-
-    Returns:
-        The printed example, its part with loss in brackets.
-
-    Raises:
-        DataError: a document does not start as prompts do, does not end under loss, or has a stretch of loss in which
-            the token that ends an answer does not stand at the end and only there.
-    """
-    shown, decode = "", encoder.tokenizer.decode
-    for row in packed.to_pylist():
-        start = 0
-        for length in row["document_lengths"]:
-            ids, mask = row["input_ids"][start : start + length], row["loss_mask"][start : start + length]
-            start += length
-            stretches = loss_stretches(mask)
-            first, last = (stretches[0][0], stretches[-1][1]) if stretches else (length, 0)
-            ends = all(_ends(ids[begin:end], encoder.end_id) for begin, end in stretches)
-            if encoder.begin_id not in (None, ids[0]) or not 0 < first < last == length or not ends:
-                raise DataError(f"mask audit: a document is wrong: {decode(ids)!r}, loss from token {first}")
-            if not shown:
-                starts = [0, *(end for _, end in stretches)]
-                shown = " + ".join(
-                    f"{decode(ids[before:begin])!r} + loss on {decode(ids[begin:end])!r}"
-                    for before, (begin, end) in zip(starts, stretches, strict=False)
-                )
-    print(f"train: mask audit: {shown}", flush=True)
-    return shown
+def _write_documents(recipe: TrainRecipe, folder: Path, rows: Rows, write_all: WriteAll) -> list[Written]:
+    """The documents of all rows in shards; what became of each batch, in order."""
+    progress = ProgressLine("train: rows tokenised", len(rows))
+    written: list[Written] = []
+    done = 0
+    for each in write_all(recipe, folder, rows.batches(), -(-len(rows) // BATCH_ROWS)):
+        written.append(each)
+        done += each.rows
+        progress.update(done)
+    refused = sum(each.refused for each in written)
+    first = next((each.first_refusal for each in written if each.refused), "")
+    check_refusals(refused, first, len(rows), _MOST_REFUSED, recipe)
+    if refused:
+        shown = f"{refused} of {len(rows)} rows are left out, the first: {first}"
+        print(f"train: refused by the chat template: {shown}", flush=True)
+    return written
 
 
-def _ends(stretch: list[int], end_id: int | None) -> bool:
-    return stretch[-1] == end_id and end_id not in stretch[:-1]
-
-
-def _encode(rows: pa.Table, recipe: TrainRecipe) -> pa.Table:
-    """The documents of all rows, in the rows' order; for a row that the template refuses the reason."""
-    import ray
-    import ray.data
-
-    quiet_ray_data()
-    ray.data.DataContext.get_current().execution_options.preserve_order = True
-    blocks = max(1, len(rows) // _ROWS_PER_BLOCK)
-    encoded = ray.data.from_arrow(rows, override_num_blocks=blocks).map_batches(
-        _EncodeRows,
-        fn_constructor_args=(recipe.base_model, recipe.chat_template),
-        batch_format="pyarrow",
-        batch_size=1024,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=recipe.num_workers),
-        num_cpus=1,
+def _index(written: list[Written]) -> Index:
+    """The index over all shards; rows count from the collection's first."""
+    before = np.cumsum([0, *(each.rows for each in written)])
+    return joined(
+        Index(each.index.lengths, each.index.supervised, each.index.rows + first)
+        for each, first in zip(written, before, strict=False)
     )
-    tables = [table for table in ray.get(encoded.to_arrow_refs()) if len(table)]
-    return pa.concat_tables(tables).cast(_ENCODED)
 
 
-class _EncodeRows:
-    """Ray Data actor: rows of text in, token ids and loss masks out."""
-
-    def __init__(self, base_model: str, chat_template: ChatTemplate) -> None:
-        self._encoder = use_template(load_tokenizer(base_model), chat_template)
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        encoded = [_encoded(self._encoder, messages) for messages in batch["messages"].to_pylist()]
-        return pa.Table.from_pylist([_encoded_row(each) for each in encoded], schema=_ENCODED)
+def in_this_process(recipe: TrainRecipe, folder: Path, batches: Batches, count: int) -> Iterator[Written]:
+    """Tokenises here, one batch after the other."""
+    writer = DocumentWriter(recipe.base_model, recipe.chat_template, folder)
+    return (writer.write(number, batch) for number, batch in enumerate(batches))
 
 
-def _encoded_row(encoded: list[EncodedExample] | str) -> dict[str, Any]:
-    if isinstance(encoded, str):
-        return {"refusal": encoded}
-    return {
-        "input_ids": [example.input_ids for example in encoded],
-        "loss_mask": [[int(loss) for loss in example.loss_mask] for example in encoded],
-        "longest": max(len(example.input_ids) for example in encoded),
-    }
-
-
-def _encoded(encoder: ChatEncoder, messages: list[Message]) -> list[EncodedExample] | str:
-    """A row as training examples, compared with the row; or why the template refuses it, with its prompt's beginning.
+def in_ray(recipe: TrainRecipe, folder: Path, batches: Batches, count: int) -> Iterator[Written]:
+    """Tokenises in `num_workers` processes of the Ray cluster; few batches are held at once, whatever their number.
 
     Raises:
-        DataError: a mask is wrong.
+        JanusError: a process raised it.
     """
-    prompt = next(message["content"] for message in messages if message["role"] == "user")
-    row = f"row with the prompt {prompt[:_SHOWN_CHARACTERS]!r}"
-    try:
-        examples = encoder.encode_conversation(messages)
-    except DataError as error:
-        return f"{row}: {one_line(str(error))}"
-    try:
-        encoder.audit_conversation(examples, messages)
-    except DataError as error:
-        raise DataError(f"{row}: {error}") from None
-    return examples
+    import ray
+    from ray.exceptions import RayTaskError
 
-
-def _documents(encoded: pa.Table) -> pa.Table:
-    """The documents of all rows one below the other: token ids and loss masks."""
-    names = ("input_ids", "loss_mask")
-    return pa.table({name: pc.call_function("list_flatten", [encoded[name]]) for name in names})
-
-
-def _packed_table(documents: pa.Table, max_length: int) -> pa.Table:
-    ids, masks = documents["input_ids"].to_pylist(), documents["loss_mask"].to_pylist()
-    bins = pack([len(document) for document in ids], max_length)
-    rows = [
-        {
-            "input_ids": [token for index in members for token in ids[index]],
-            "loss_mask": [loss for index in members for loss in masks[index]],
-            "document_lengths": [len(ids[index]) for index in members],
-            "num_supervised": sum(sum(masks[index]) for index in members),
-        }
-        for members in bins
+    # A process that dies is started again, and does its batch again: a shard is written whole or not at all.
+    actor = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=3)(DocumentWriter)
+    actors: list[Any] = [
+        actor.remote(recipe.base_model, recipe.chat_template, folder) for _ in range(min(recipe.num_workers, count))
     ]
-    return pa.Table.from_pylist(rows, schema=PACKED)
-
-
-def _content_hash(packed: pa.Table) -> str:
-    """Hash of every token, mask and length, whatever file holds them."""
-    digest = xxhash.xxh3_128()
-    for column in packed.select(PACKED.names).columns:
-        nested = pa.types.is_list(column.type)
-        lengths = [pc.call_function("list_value_length", [column])] if nested else []
-        values = pc.call_function("list_flatten", [column]) if nested else column
-        for part in (*lengths, values):
-            for chunk in part.chunks:
-                digest.update(chunk.to_numpy(zero_copy_only=False))
-    return digest.hexdigest()
-
-
-def _mask(kept: Iterable[bool]) -> pa.Array:
-    return pa.array(list(kept), pa.bool_())
-
-
-def _lengths(documents: pa.Table) -> list[int]:
-    return pc.call_function("list_value_length", [documents["input_ids"]]).to_pylist()
+    waiting: deque[Any] = deque()
+    try:
+        for number, batch in enumerate(batches):
+            waiting.append(actors[number % len(actors)].write.remote(number, batch))
+            if len(waiting) == _BATCHES_AHEAD * len(actors):
+                yield ray.get(waiting.popleft())
+        while waiting:
+            yield ray.get(waiting.popleft())
+    except RayTaskError as error:
+        if isinstance(error.cause, JanusError):
+            raise error.cause from None
+        raise
+    finally:
+        for each in actors:
+            ray.kill(each)

@@ -20,12 +20,11 @@ from janus_ray.store.folder import OutputFolder, read_manifest
 from janus_ray.store.hub import model_folder
 from janus_ray.train.collection import left_out, read_collection
 from janus_ray.train.launch import fit
-from janus_ray.train.loop import METRICS_FILE
 from janus_ray.train.model import check_base_model
-from janus_ray.train.prepare import PACKED_FOLDER, already_packed, check_chat, prepare
+from janus_ray.train.prepare import DOCUMENTS_FOLDER, METRICS_FILE, already_prepared, check_chat, plan_again, prepare
 from janus_ray.train.recipe import TrainRecipe
 
-_INPUTS = Path(PACKED_FOLDER, "inputs.json")
+_INPUTS = Path(DOCUMENTS_FOLDER, "inputs.json")
 _LARGEST_LEARNING_RATE = 1.0
 
 
@@ -49,7 +48,7 @@ def train(recipe: TrainRecipe, if_exists: IfExists) -> dict[str, Any]:
     # By its absolute path, because Ray's processes run in folders of their own; of a published model its snapshot.
     local = recipe.model_copy(update={"base_model": str(model_folder(recipe.base_model).absolute())})
     check_base_model(local)
-    counts = _packed_before(folder, inputs)
+    counts = _prepared_before(folder, inputs)
     collection = None if counts else read_collection(recipe.collection)
     template_sha256 = check_chat(local, collection.rows if collection else None)
     if counts and counts["template_sha256"] != template_sha256:
@@ -59,11 +58,13 @@ def train(recipe: TrainRecipe, if_exists: IfExists) -> dict[str, Any]:
     with ray_cluster(recipe.ray, recipe.num_workers + 1, purpose, needed_gpus=gpus):
         folder.begin()
         if collection is not None:
-            counts = prepare(local, collection, folder.path)
+            counts = prepare(local, collection, folder.path.absolute())
             write_json(folder.path / _INPUTS, {name: fingerprint(path) for name, path in inputs.items()})
+        else:
+            plan_again(local, folder.path)
         assert counts is not None
         _print_data(counts, recipe)
-        identity = {name: counts[name] for name in ("template_sha256", "packed_xxh3")}
+        identity = {name: counts[name] for name in ("template_sha256", "documents_xxh3")}
         with _followed(folder.path / METRICS_FILE):
             last = fit(local, folder.path.absolute(), identity)
     return _finish(folder, inputs, counts, last)
@@ -82,19 +83,19 @@ def _check_learning_rate(recipe: TrainRecipe) -> None:
         )
 
 
-def _packed_before(folder: OutputFolder, inputs: dict[str, str]) -> dict[str, Any] | None:
-    """The counts of the packed data of the run to resume; None where there are none that can be used.
+def _prepared_before(folder: OutputFolder, inputs: dict[str, str]) -> dict[str, Any] | None:
+    """The counts of the documents of the run to resume; None where there are none that can be used.
 
     Raises:
-        ConfigError: it was packed from data, or started from a base model, that has changed since.
+        ConfigError: they were made from data, or started from a base model, that has changed since.
     """
     if not folder.resumes or not (folder.path / _INPUTS).is_file():
         return None
     if read_json(folder.path / _INPUTS) != {name: fingerprint(path) for name, path in inputs.items()}:
         raise _made_from_other_inputs(folder.path)
-    counts = already_packed(folder.path)
+    counts = already_prepared(folder.path)
     if counts is None:
-        print(f"train: {folder.path / PACKED_FOLDER} is damaged and is made again", flush=True)
+        print(f"train: {folder.path / DOCUMENTS_FOLDER} is damaged and is made again", flush=True)
     return counts
 
 

@@ -167,12 +167,12 @@ def test_a_run_that_gave_up_is_resumed_by_its_recipe(recipe_for, inputs, tmp_pat
     before = curve(tmp_path / "out")
     moved = shutil.copytree(tmp_path / "out", tmp_path / "bigger disk" / "out")
     elsewhere = shutil.copytree(inputs["collection"], tmp_path / "rows")
-    for file in ("checkpoints/checkpoint_00000006/__0_0.distcp", "packed/bins.parquet"):
+    for file in ("checkpoints/checkpoint_00000006/__0_0.distcp", "documents/shard-00000.tokens"):
         (moved / file).write_bytes((moved / file).read_bytes()[:1000])
     capsys.readouterr()
     train(recipe_for(moved, epochs=2, num_workers=1, collection=str(elsewhere)), "resume")
     shown = capsys.readouterr().out
-    assert "packed is damaged and is made again" in shown
+    assert "documents is damaged and is made again" in shown
     assert "damaged checkpoint passed over: " in shown
     assert "going on after step 4" in shown
     assert curve(moved) == pytest.approx(before, rel=1e-4)
@@ -182,7 +182,7 @@ def test_a_run_that_gave_up_is_resumed_by_its_recipe(recipe_for, inputs, tmp_pat
     with pytest.raises(ConfigError, match="another recipe"):
         train(recipe_for(moved, epochs=1), "resume")
     (moved / "manifest.json").unlink()
-    (moved / "packed" / "inputs.json").write_text('{"collection": "other"}')
+    (moved / "documents" / "inputs.json").write_text('{"collection": "other"}')
     with pytest.raises(ConfigError, match="belongs to other data"):
         train(recipe_for(moved, epochs=2), "resume")
 

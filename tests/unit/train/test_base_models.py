@@ -353,7 +353,7 @@ def test_a_refusal_comes_before_ray_and_before_the_folder_is_begun(base, tmp_pat
     with pytest.raises(CheckpointError, match="weights are missing"):
         driver(base)
     assert not (tmp_path / "run" / "manifest.json").exists()
-    assert not (tmp_path / "run" / "packed").exists()
+    assert not (tmp_path / "run" / "documents").exists()
 
 
 def test_a_published_base_model_is_checked_like_a_folder(base, tmp_path, driver, monkeypatch):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 
-import pyarrow as pa
 import pytest
 
 from janus_ray.chat import ChatEncoder, EncodedExample, conversation
 from janus_ray.errors import CheckpointError, DataError
 from janus_ray.model_folder import save_tokenizer
+from janus_ray.train.collection import Rows
 from janus_ray.train.prepare import check_chat
 from janus_ray.train.recipe import TrainRecipe
 from tests import tokenizer_kinds as kinds
@@ -31,7 +31,7 @@ def recipe_for(tmp_path):
 
 def rows(*systems):
     answer = {"role": "assistant", "content": OUTPUT}
-    return pa.Table.from_pylist([{"messages": [*conversation(system, PROMPT), answer]} for system in systems])
+    return Rows([*conversation(system, PROMPT), answer] for system in systems)
 
 
 def test_both_templates_pass_and_have_their_own_hash(recipe_for):

@@ -33,7 +33,7 @@ def write_lines(path, rows):
 
 
 def conversations(collection):
-    return [row["messages"] for row in collection.rows.to_pylist()]
+    return [row["messages"] for batch in collection.rows.batches() for row in batch.to_pylist()]
 
 
 def triples(collection):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from janus_ray.chat import EncodedExample, loss_stretches, use_template
 from janus_ray.errors import DataError
 from janus_ray.model_folder import load_tokenizer, save_tokenizer
+from janus_ray.store.shards import TokenShards
 from janus_ray.store.tables import write_parquet
 from janus_ray.text import is_blank
-from janus_ray.train import prepare as prepare_module
 from janus_ray.train.collection import left_out, read_collection
 from janus_ray.train.conversations import REASONS, is_nothing, read_messages
-from janus_ray.train.prepare import audit_masks, prepare
+from janus_ray.train.documents import audit_documents, in_words
+from janus_ray.train.plan import read_plan
+from janus_ray.train.prepare import in_this_process, prepare
 from janus_ray.train.recipe import TrainRecipe
 from janus_ray.train.run import _print_data
 from tests import tokenizer_kinds as kinds
@@ -91,7 +93,7 @@ def test_a_conversation_is_read_or_left_out_with_its_reason(tmp_path, messages, 
                 # A column of both texts and parts.
                 continue
         collection = read_collection(source)
-        found = [row["messages"] for row in collection.rows.to_pylist()]
+        found = collection.rows.take(range(len(collection.rows)))
         kept = isinstance(read, list)
         assert found == [[ONE, YES], *([read] if kept else [])]
         counts = {name: count for name, count in collection.counts.items() if count}
@@ -152,7 +154,7 @@ def test_both_forms_may_stand_in_one_collection_but_not_in_one_row(tmp_path):
     for source in (write_lines(tmp_path / "rows.jsonl", rows), str(tmp_path / "rows.parquet")):
         collection = read_collection(source)
         expected = [[SYSTEM, ONE, YES], [SYSTEM, ONE, YES], CHAT, [ONE, YES]]
-        assert [row["messages"] for row in collection.rows.to_pylist()] == expected
+        assert collection.rows.take(range(len(collection.rows))) == expected
         assert (collection.counts["rows"], collection.counts["rows_without_system"]) == (4, 1)
         assert left_out(collection.counts) == "1 whose status is not ok, 1 without prompt"
     with pytest.raises(
@@ -245,15 +247,16 @@ def test_the_audit_of_packed_documents_takes_several_stretches_and_refuses_wrong
 
     def packed(*loss):
         mask = [int(any(a <= index < b for a, b in loss)) for index in range(end)]
-        row = {
-            "input_ids": example.input_ids,
-            "loss_mask": mask,
-            "document_lengths": [end],
-            "num_supervised": sum(mask),
-        }
-        return pa.Table.from_pylist([row], schema=prepare_module.PACKED)
+        return np.array(example.input_ids), np.array(mask, dtype=bool)
 
-    shown = audit_masks(packed((start, stop), (again, end)), encoder)
+    def audit(ids, mask):
+        # Between two sound ones, so that what a neighbour holds counts for nothing.
+        sound = packed((start, stop), (again, end))
+        ids, mask = (np.concatenate([a, b, a]) for a, b in zip(sound, (ids, mask), strict=True))
+        audit_documents(ids, mask, np.array([end] * 3), encoder)
+
+    audit(*packed((start, stop), (again, end)))
+    shown = in_words(*packed((start, stop), (again, end)), encoder)
     assert "assistant\\n' + loss on 'Yes.<|im_end|>' + '\\n<|im_start|>user\\nTwo?" in shown
     assert shown.endswith(" + loss on 'No </s> way.<|im_end|>'")
     for wrong in (
@@ -265,18 +268,12 @@ def test_the_audit_of_packed_documents_takes_several_stretches_and_refuses_wrong
         [],
     ):
         with pytest.raises(DataError, match="mask audit"):
-            audit_masks(packed(*wrong), encoder)
+            audit(*packed(*wrong))
 
 
 @pytest.fixture
-def prepared(tmp_path, monkeypatch):
+def prepared(tmp_path):
     """Prepares a collection as a run does, without Ray's processes."""
-    actor = prepare_module._EncodeRows
-
-    def in_process(rows, recipe):
-        return actor(recipe.base_model, recipe.chat_template)(rows)
-
-    monkeypatch.setattr(prepare_module, "_encode", in_process)
 
     def run(tokenizer, chat_template, rows, max_length=128):
         base = tmp_path / "base"
@@ -286,22 +283,19 @@ def prepared(tmp_path, monkeypatch):
         source = write_lines(tmp_path / "rows.jsonl", rows)
         settings = {"collection": source, "base_model": str(base), "chat_template": chat_template}
         recipe = TrainRecipe(output_dir="out", max_length=max_length, **settings)
-        counts = prepare(recipe, read_collection(source), tmp_path)
+        counts = prepare(recipe, read_collection(source), tmp_path, in_this_process)
         _print_data(counts, recipe)
-        packed = pq.read_table(tmp_path / "packed" / "bins.parquet")
-        return counts, documents(packed, use_template(load_tokenizer(base), chat_template).tokenizer)
+        return counts, documents(tmp_path, use_template(load_tokenizer(base), chat_template).tokenizer)
 
     return run
 
 
-def documents(packed, tokenizer):
-    """What carries loss in every document, in words."""
+def documents(folder, tokenizer):
+    """What carries loss in every document of the plan, in words."""
+    shards, plan = TokenShards(folder / "documents"), read_plan(folder / "plan.npz")
     found = []
-    for row in packed.to_pylist():
-        start = 0
-        for length in row["document_lengths"]:
-            ids, mask = row["input_ids"][start : start + length], row["loss_mask"][start : start + length]
-            start += length
+    for number in range(len(plan.bins)):
+        for ids, mask in (shards[index] for index in plan.documents_of(number)):
             found.append([tokenizer.decode(ids[begin:end]).strip() for begin, end in loss_stretches(mask)])
     return sorted(found)
 
@@ -355,4 +349,4 @@ def test_a_template_that_refuses_more_than_single_rows_stops_before_anything_is_
         prepared(kinds.gemma(), "own", rows)
     with pytest.raises(DataError, match="refuses 1 of the 1 rows"):
         prepared(kinds.gemma(), "own", rows[-1:])
-    assert not (tmp_path / "packed").exists()
+    assert not (tmp_path / "documents").exists()

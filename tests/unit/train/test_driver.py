@@ -2,12 +2,10 @@ from __future__ import annotations
 
 import json
 
-import pyarrow as pa
-import pytest
-
-from janus_ray.store.tables import write_parquet
-from janus_ray.train.prepare import PACKED, _content_hash, already_packed
+from janus_ray.store.shards import TokenShards
+from janus_ray.train.prepare import already_prepared
 from janus_ray.train.run import new_lines
+from tests.tiny import documents_in
 
 
 def test_what_a_restart_does_again_is_printed_again():
@@ -19,37 +17,20 @@ def test_what_a_restart_does_again_is_printed_again():
     assert new_lines(["a", "b"], []) == []
 
 
-@pytest.fixture
-def packed(tmp_path):
-    rows = [
-        {"input_ids": [1, 5, 2], "loss_mask": [0, 1, 1], "document_lengths": [3], "num_supervised": 2},
-        {"input_ids": [1, 7, 2], "loss_mask": [0, 0, 1], "document_lengths": [3], "num_supervised": 1},
-    ]
-    table = pa.Table.from_pylist(rows, schema=PACKED)
-    write_parquet(tmp_path / "packed" / "bins.parquet", table)
-    counts = {"bins": 2, "packed_xxh3": _content_hash(table)}
-    (tmp_path / "packed" / "counts.json").write_text(json.dumps(counts))
-    return tmp_path, table, counts
-
-
-def test_packed_data_is_used_again_only_while_it_is_whole(packed):
-    folder, table, counts = packed
-    assert already_packed(folder) == counts
-    bins = folder / "packed" / "bins.parquet"
-    # The same tokens in another file are the same data.
-    write_parquet(bins, table, row_group_rows=1)
-    assert already_packed(folder) == counts
-    for column, value in (("input_ids", [1, 6, 2]), ("loss_mask", [1, 1, 1]), ("document_lengths", [1, 2])):
-        rows = table.to_pylist()
-        rows[0][column] = value
-        write_parquet(bins, pa.Table.from_pylist(rows, schema=PACKED))
-        assert already_packed(folder) is None, column
-    write_parquet(bins, table)
-    whole = bins.read_bytes()
-    bins.write_bytes(whole[: len(whole) // 2])
-    assert already_packed(folder) is None
-    bins.unlink()
-    assert already_packed(folder) is None
-    bins.write_bytes(whole)
-    (folder / "packed" / "counts.json").write_text("[1]")
-    assert already_packed(folder) is None
+def test_documents_are_used_again_only_while_they_are_whole(tmp_path):
+    documents = documents_in(tmp_path, [([1, 5, 2], [0, 1, 1]), ([1, 7, 2], [0, 0, 1])]) / "documents"
+    counts = {"bins": 2, "documents_xxh3": TokenShards(documents).xxh3}
+    (documents / "counts.json").write_text(json.dumps(counts))
+    assert already_prepared(tmp_path) == counts
+    for file in ("shard-00000.tokens", "index.npz", "shards.json", "counts.json"):
+        whole = (documents / file).read_bytes()
+        middle = len(whole) // 2
+        flipped = whole[:middle] + bytes([whole[middle] ^ 64]) + whole[middle + 1 :]
+        for damaged in (whole[:middle], b"[1]", b"", flipped, None):
+            if damaged is None:
+                (documents / file).unlink()
+            else:
+                (documents / file).write_bytes(damaged)
+            assert already_prepared(tmp_path) is None, (file, damaged)
+        (documents / file).write_bytes(whole)
+    assert already_prepared(tmp_path) == counts

@@ -7,14 +7,16 @@ attention, one document at a time), from the skeleton that training shards; what
 from __future__ import annotations
 
 import json
+from itertools import accumulate
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from janus_ray.train import families
 from janus_ray.train.attention import IMPLEMENTATION
-from janus_ray.train.bins import micro_batch
+from janus_ray.train.batches import micro_batch
 from janus_ray.train.loop import summed_loss
 from janus_ray.train.model import blocks_of, materialise, skeleton, write_weights
 from janus_ray.train.recipe import TrainRecipe
@@ -26,40 +28,28 @@ BINS = [[3, 17], [WINDOW + 1, WINDOW]]
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """For these sizes threads only wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def recipe_for(base, **changes):
     values = {"collection": "c", "output_dir": "o", "base_model": str(base), "max_length": 32, **changes}
     return TrainRecipe.model_validate(values)
 
 
-def packed_bins():
+def some_documents():
     generator = torch.Generator().manual_seed(1)
-    bins = []
+    documents = []
     for lengths in BINS:
-        ids = torch.randint(3, 96, (sum(lengths),), generator=generator).tolist()
-        mask = [int(position >= length // 3 and position > 0) for length in lengths for position in range(length)]
-        bins.append({"input_ids": ids, "loss_mask": mask, "document_lengths": lengths})
-    return bins
+        ids = torch.randint(3, 96, (sum(lengths),), generator=generator).numpy()
+        for end, length in zip(accumulate(lengths), lengths, strict=True):
+            mask = np.arange(length) >= max(1, length // 3)
+            documents.append((ids[end - length : end], mask))
+    return documents
 
 
-def plain_loss(model, bins):
+def plain_loss(model, documents):
     """transformers' own loss, one document at a time, summed over the supervised tokens."""
     total = torch.zeros(())
-    for packed in bins:
-        start = 0
-        for length in packed["document_lengths"]:
-            ids = torch.tensor([packed["input_ids"][start : start + length]])
-            mask = torch.tensor([packed["loss_mask"][start : start + length]], dtype=torch.bool)
-            total = total + model(input_ids=ids, labels=ids.masked_fill(~mask, -100)).loss * mask.sum()
-            start += length
+    for own_ids, own_mask in documents:
+        ids, mask = torch.from_numpy(own_ids)[None], torch.from_numpy(own_mask)[None]
+        total = total + model(input_ids=ids, labels=ids.masked_fill(~mask, -100)).loss * mask.sum()
     return total
 
 
@@ -88,8 +78,8 @@ def test_exact(family, tmp_path):
     model.gradient_checkpointing_enable({"use_reentrant": False})
     assert model.config._attn_implementation == IMPLEMENTATION
 
-    bins = packed_bins()
-    loss, expected = summed_loss(model, micro_batch(bins, CPU)), plain_loss(theirs, bins)
+    documents = some_documents()
+    loss, expected = summed_loss(model, micro_batch(documents, CPU)), plain_loss(theirs, documents)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     loss.backward()
     expected.backward()
@@ -109,7 +99,7 @@ def test_exact(family, tmp_path):
     exported = tmp_path / "exported"
     write_weights(recipe_for(tmp_path), model.state_dict(), torch.float32, exported)
     again, config = loaded(exported, attn_implementation="eager").eval(), AutoConfig.from_pretrained(exported)
-    ids = torch.tensor([bins[0]["input_ids"]])
+    ids = torch.from_numpy(np.concatenate([documents[0][0], documents[1][0]]))[None]
     with torch.no_grad():
         assert torch.equal(again(ids).logits, theirs(ids).logits)
     stated = AutoConfig.from_pretrained(tmp_path)

@@ -7,19 +7,19 @@ import json
 import shutil
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
 from janus_ray.errors import CheckpointError, TrainingError
-from janus_ray.store.tables import read_jsonl, write_parquet
+from janus_ray.store.shards import TokenShards
+from janus_ray.store.tables import read_jsonl
 from janus_ray.train import loop
 from janus_ray.train.checkpoint import newest_healthy, progress_of, remove_leftovers
-from janus_ray.train.prepare import PACKED, ROW_GROUP_BINS
+from janus_ray.train.plan import make_plan, write_plan
 from janus_ray.train.recipe import TrainRecipe
-from tests.tiny import write_model
+from tests.tiny import documents_in, write_model
 
 IDENTITY = {"template_sha256": "t"}
 
@@ -37,43 +37,45 @@ def base(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def bins(tmp_path_factory):
-    """Eight bins of two documents, whose second halves carry loss."""
+def data(tmp_path_factory):
+    """Eight bins of two documents, whose second halves carry loss; a plan of three epochs in steps of four."""
     random = np.random.default_rng(0)
-    rows = [
-        {
-            "input_ids": random.integers(5, 250, 40).tolist(),
-            "loss_mask": ([0] * 10 + [1] * 10) * 2,
-            "document_lengths": [20, 20],
-            "num_supervised": 20,
-        }
-        for _ in range(8)
-    ]
-    path = tmp_path_factory.mktemp("packed") / "bins.parquet"
-    write_parquet(path, pa.Table.from_pylist(rows, schema=PACKED), ROW_GROUP_BINS)
-    return path
+    documents = [(random.integers(5, 250, 20).tolist(), [0] * 10 + [1] * 10) for _ in range(16)]
+    folder = documents_in(tmp_path_factory.mktemp("data"), documents)
+    planned(folder, SETTINGS)
+    return folder
+
+
+SETTINGS = {
+    "max_length": 64,
+    "bins_per_step": 4,
+    "epochs": 3,
+    "learning_rate": 1e-2,
+    "warmup_steps": 0,
+    "precision": "fp32",
+    "activation_checkpointing": False,
+    "checkpoint_every_steps": 2,
+    "log_every_steps": 1,
+}
+
+
+def planned(folder, settings):
+    """Writes the plan of a recipe: of bins of two documents, eight of them."""
+    lengths = TokenShards(folder / "documents").index.lengths
+    names = ("bins_per_step", "epochs", "max_steps", "seed")
+    chosen = {"max_steps": None, "seed": 0, **settings}
+    write_plan(make_plan(lengths, np.arange(16)[:, None], 40, *(chosen[name] for name in names)), folder / "plan.npz")
 
 
 @pytest.fixture
-def run(base, bins, tmp_path):
+def run(base, data, tmp_path):
     """Runs the loop: six steps, a checkpoint after every second."""
 
     def start(folder=tmp_path / "run", checkpoint=None, base_model=base, **changes):
+        settings = {**SETTINGS, **changes}
         if not folder.exists():
-            (folder / "packed").mkdir(parents=True)
-            shutil.copy(bins, folder / "packed" / "bins.parquet")
-        settings = {
-            "max_length": 64,
-            "bins_per_step": 4,
-            "epochs": 3,
-            "learning_rate": 1e-2,
-            "warmup_steps": 0,
-            "precision": "fp32",
-            "activation_checkpointing": False,
-            "checkpoint_every_steps": 2,
-            "log_every_steps": 1,
-            **changes,
-        }
+            shutil.copytree(data, folder)
+        planned(folder, settings)
         recipe = TrainRecipe(collection="c", base_model=str(base_model), output_dir=str(folder), **settings)
         return loop.train_loop(recipe, folder, IDENTITY, checkpoint, torch.device("cpu"))
 
@@ -122,25 +124,10 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(run, tmp_path, file, dama
 
 
 @pytest.fixture(scope="module")
-def finished(base, bins, tmp_path_factory):
+def finished(base, data, tmp_path_factory):
     """The folder of a run that went through."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    (folder / "packed").mkdir(parents=True)
-    shutil.copy(bins, folder / "packed" / "bins.parquet")
-    recipe = TrainRecipe(
-        collection="c",
-        base_model=str(base),
-        output_dir=str(folder),
-        max_length=64,
-        bins_per_step=4,
-        epochs=3,
-        learning_rate=1e-2,
-        warmup_steps=0,
-        precision="fp32",
-        activation_checkpointing=False,
-        checkpoint_every_steps=2,
-        log_every_steps=1,
-    )
+    folder = shutil.copytree(data, tmp_path_factory.mktemp("finished") / "run")
+    recipe = TrainRecipe(collection="c", base_model=str(base), output_dir=str(folder), **SETTINGS)
     loop.train_loop(recipe, folder, IDENTITY, None, torch.device("cpu"))
     return folder
 

@@ -5,6 +5,7 @@ With two workers the same runs in tests/local_ray/train.
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -14,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
-from janus_ray.train.bins import micro_batch
+from janus_ray.train.batches import micro_batch
 from janus_ray.train.checkpoint import load_checkpoint, newest_healthy, save_checkpoint
 from janus_ray.train.loop import summed_loss
 from janus_ray.train.model import build_sharded, export
@@ -30,11 +31,10 @@ MODELS = {
     "llama-tied": ("llama", {"tie_word_embeddings": True, "attention_bias": True}),
     "mistral": ("mistral", {}),
 }
-BIN = {
-    "input_ids": [5 + 7 * position % 200 for position in range(24)],
-    "loss_mask": ([0] * 4 + [1] * 8) * 2,
-    "document_lengths": [12, 12],
-}
+DOCUMENTS = [
+    (np.array([5 + 7 * position % 200 for position in range(start, start + 12)]), np.arange(12) >= 4)
+    for start in (0, 12)
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,12 +53,11 @@ def is_tied(model):
 
 
 def plain_gradient(folder):
-    """The gradient of the bin in plain transformers, by name."""
+    """The gradient of the documents in plain transformers, by name."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     loss = 0.0
-    for start in (0, 12):
-        ids = torch.tensor([BIN["input_ids"][start : start + 12]])
-        mask = torch.tensor([BIN["loss_mask"][start : start + 12]], dtype=torch.bool)
+    for own_ids, own_mask in DOCUMENTS:
+        ids, mask = torch.from_numpy(own_ids)[None], torch.from_numpy(own_mask)[None]
         loss = loss + model(input_ids=ids, labels=ids.masked_fill(~mask, -100)).loss * mask.sum()
     loss.backward()
     return {name: parameter.grad for name, parameter in model.named_parameters()}
@@ -80,7 +79,7 @@ def test_a_sharded_step_is_a_plain_one_and_what_is_exported_says_so(name, tmp_pa
     units = [unit for unit in model.modules() if isinstance(unit, FSDPModule)]
     assert len(units) == model.config.num_hidden_layers + 1
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    summed_loss(model, micro_batch([BIN], CPU)).backward()
+    summed_loss(model, micro_batch(DOCUMENTS, CPU)).backward()
 
     ours, theirs = dict(model.named_parameters()), plain_gradient(base)
     assert list(ours) == list(theirs)
