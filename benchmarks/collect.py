@@ -98,7 +98,7 @@ def steady_share(events: list[tuple[float, int]]) -> tuple[float, float, int]:
 def run_janus_ray(recipe: CollectRecipe, teacher: Endpoint) -> None:
     """The job's own function, in a process of its own as a user would run it."""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        json.dump({"recipe": recipe.model_dump(mode="json"), "teacher": teacher.model_dump(mode="json")}, file)
+        json.dump({"recipe": recipe.model_dump(mode="json")}, file)
         file.flush()
         subprocess.run([sys.executable, __file__, "--collect", file.name], check=True, stdout=subprocess.DEVNULL)
 
@@ -108,9 +108,7 @@ def run_collect_from(path: str) -> None:
     from janus_ray.data.collect import collect
 
     given = json.loads(Path(path).read_text())
-    collect(
-        CollectRecipe.model_validate(given["recipe"]), Endpoint.model_validate(given["teacher"]), if_exists="overwrite"
-    )
+    collect(CollectRecipe.model_validate(given["recipe"]), if_exists="overwrite")
 
 
 def run_defaults(recipe: CollectRecipe, teacher: Endpoint) -> None:

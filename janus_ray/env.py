@@ -4,6 +4,7 @@ Read by us:
 
     JANUS_LOG_LEVEL     level of our own log lines: DEBUG, INFO (default), WARNING, ERROR
     JANUS_EXPECT_GPU    "1" turns a skipped gpu test into a failure (for machines that must have one)
+    JANUS_MINIATURE_URL where the miniature's teacher and judge answer; unset, a job that needs them starts them
     RAY_ADDRESS         connect to this Ray cluster instead of starting a local one
     HF_ENDPOINT         address of the Hugging Face hub, or of a mirror
     HF_HUB_OFFLINE      "1" takes models and datasets from the hub's cache alone
@@ -35,6 +36,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from janus_ray.errors import ConfigError
+
+MINIATURE_URL = "JANUS_MINIATURE_URL"
 
 # Set before Ray or Hugging Face libraries are imported, and only where the user has not decided otherwise.
 QUIET_DEFAULTS = {

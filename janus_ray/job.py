@@ -20,6 +20,7 @@ from typing import NoReturn
 from janus_ray.config import AnyRecipe, IfExists, load_recipe, resolved
 from janus_ray.env import log_level, native_log_path, reach_loopback_directly, set_quiet_defaults
 from janus_ray.errors import JanusError
+from janus_ray.provider import providers_running
 from janus_ray.store.log import flush_all
 from janus_ray.text import one_line
 
@@ -148,7 +149,8 @@ def run_job(
         if parsed.dry_run:
             print(json.dumps(resolved(recipe), indent=2))
         else:
-            run(recipe, parsed.if_exists)
+            with providers_running(recipe):
+                run(recipe, parsed.if_exists)
         sys.stdout.flush()
     # Broad, because this is the process boundary: what is not meant for a person is raised again.
     except Exception as error:

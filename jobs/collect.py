@@ -2,7 +2,7 @@
 
 Reads   instructions: JSONL, Parquet or a Hugging Face dataset (recipe: sources)
 Writes  output_dir/part-*.parquet in the Multifaceted Collection's schema, ledger/, manifest.json
-Needs   an OpenAI-compatible endpoint (recipe: teacher), or base_url = "miniature"
+Needs   an OpenAI-compatible endpoint (recipe: teacher); provider = "miniature" starts one
 
     python -m jobs.collect jobs/recipes/miniature_collect.toml
 """
@@ -15,10 +15,8 @@ from janus_ray.job import run_job
 def run(recipe: CollectRecipe, if_exists: IfExists) -> None:
     """Collects; see janus_ray.data.collect."""
     from janus_ray.data.collect import collect
-    from janus_ray.miniature.server import started
 
-    with started(recipe.teacher) as teacher:
-        collect(recipe, teacher, if_exists)
+    collect(recipe, if_exists)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Reads   bench: JSONL or Parquet in the Multifaceted Bench's schema
 Writes  output_dir/generations.jsonl, judgments.jsonl, results.json, index.html, ledger/, manifest.json
-Needs   an OpenAI-compatible endpoint that serves the models (jobs.serve), and a judge's; "miniature" starts one
+Needs   an OpenAI-compatible endpoint that serves the models (jobs.serve), and a judge's
 
     python -m jobs.evaluate jobs/recipes/miniature_evaluate.toml
 """
@@ -15,10 +15,8 @@ from janus_ray.job import run_job
 def run(recipe: EvaluateRecipe, if_exists: IfExists) -> None:
     """Evaluates; see janus_ray.eval.run."""
     from janus_ray.eval.run import evaluate
-    from janus_ray.miniature.server import started
 
-    with started(recipe.judge) as judge:
-        evaluate(recipe, judge, if_exists)
+    evaluate(recipe, if_exists)
 
 
 if __name__ == "__main__":

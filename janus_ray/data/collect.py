@@ -79,7 +79,7 @@ class AnnotateInstructions:
             return await annotator.rows(Instruction(**row))
 
 
-def collect(recipe: CollectRecipe, teacher: Endpoint, if_exists: IfExists) -> dict[str, Any]:
+def collect(recipe: CollectRecipe, if_exists: IfExists) -> dict[str, Any]:
     """Runs the collection and returns its manifest.
 
     Every finished request is in the ledger of the output folder before its row moves on: after a crash, or to try
@@ -87,7 +87,6 @@ def collect(recipe: CollectRecipe, teacher: Endpoint, if_exists: IfExists) -> di
 
     Args:
         recipe: what to do.
-        teacher: the recipe's endpoint, with the address where it answers now.
         if_exists: see store.OutputFolder.
 
     Raises:
@@ -100,14 +99,14 @@ def collect(recipe: CollectRecipe, teacher: Endpoint, if_exists: IfExists) -> di
     asked = None
     if folder.finished and _has_named_weights(read_manifest(folder.path).get("inputs")):
         # Made by weights that are known: a teacher that was retrained under its name makes another collection.
-        asked = _asked(teacher, inputs)
+        asked = _asked(recipe.teacher, inputs)
     if folder.finished_with(inputs):
         manifest = read_manifest(folder.path)
         if not manifest["counts"]["rows_failed"]:
             print(f"{folder.path}: already finished, {manifest['counts']['rows_ok']} rows; 0 requests sent")
             return manifest
         print(f"{folder.path}: trying {manifest['counts']['rows_failed']} failed rows again")
-    teacher = asked or _asked(teacher, inputs)
+    teacher = asked or _asked(recipe.teacher, inputs)
     print(f"collect: {len(instructions)} instructions x {recipe.num_sets} preference sets from {teacher.model}")
     with ray_cluster(recipe.ray, recipe.client_actors + 1, f"collect with {recipe.client_actors} client actors"):
         folder.begin()
@@ -129,9 +128,9 @@ def collect(recipe: CollectRecipe, teacher: Endpoint, if_exists: IfExists) -> di
 
 def _asked(teacher: Endpoint, inputs: dict[str, Any]) -> Endpoint:
     """The teacher as it answers now; where it tells its weights, they are an input of the collection."""
-    reached = teacher.reached(weights_id=check_endpoint(teacher, "teacher"))
+    reached = teacher.reached(check_endpoint(teacher, "teacher"))
     if reached.weights_id:
-        inputs["teacher"] = Input(f"{teacher.base_url} {teacher.model}", reached.weights_id)
+        inputs["teacher"] = Input(f"{teacher.address} {teacher.model}", reached.weights_id)
     return reached
 
 

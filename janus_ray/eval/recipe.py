@@ -71,11 +71,11 @@ class PolicyEndpoint(Endpoint):
             raise ValueError("name the evaluated models under [[models]]")
         return value
 
-    @field_validator("base_url")
+    @field_validator("provider")
     @classmethod
     def _is_served(cls, value: str) -> str:
-        if value == "miniature":
-            raise ValueError("must be the URL of a server (jobs.serve); the miniature has a teacher and a judge only")
+        if value != "openai":
+            raise ValueError('must be "openai", as jobs.serve is; the miniature has a teacher and a judge only')
         return value
 
 

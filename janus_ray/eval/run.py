@@ -30,7 +30,7 @@ RESULTS_FILE, REPORT_FILE = "results.json", "index.html"
 _LONGEST_NAME = 40
 
 
-def evaluate(recipe: EvaluateRecipe, judge: Endpoint, if_exists: IfExists) -> dict[str, Any]:
+def evaluate(recipe: EvaluateRecipe, if_exists: IfExists) -> dict[str, Any]:
     """Runs the evaluation, writes results.json and index.html, and returns the results.
 
     The numbers are written and shown before the report is drawn, and every answer is in the ledger before that: what
@@ -38,7 +38,6 @@ def evaluate(recipe: EvaluateRecipe, judge: Endpoint, if_exists: IfExists) -> di
 
     Args:
         recipe: what to do.
-        judge: the recipe's judge, with the address where it answers now.
         if_exists: "resume" sends only what no earlier run finished, and everything that new weights make new.
 
     Raises:
@@ -50,7 +49,7 @@ def evaluate(recipe: EvaluateRecipe, judge: Endpoint, if_exists: IfExists) -> di
         model.name: _reached(recipe.policy.model_copy(update={"model": model.model}), f"policy {model.name}")
         for model in recipe.models
     }
-    judge = _reached(judge, "judge")
+    judge = _reached(recipe.judge, "judge")
     inputs = _inputs(recipe, policies, judge)
     is_whole = all((folder.path / name).is_file() for name in (RESULTS_FILE, REPORT_FILE))
     if folder.finished_with(inputs) and is_whole and not _has_failures(read_manifest(folder.path)):
@@ -83,7 +82,7 @@ def evaluate(recipe: EvaluateRecipe, judge: Endpoint, if_exists: IfExists) -> di
 
 def _reached(endpoint: Endpoint, role: str) -> ReachedEndpoint:
     """The endpoint with the id of the weights behind its model, where it tells one."""
-    reached = endpoint.reached(weights_id=check_endpoint(endpoint, role))
+    reached = endpoint.reached(check_endpoint(endpoint, role))
     if reached.weights_id is None:
         print(
             f"{role}: the endpoint does not say which weights {shortened(endpoint.model)} is at the moment; if they "
@@ -99,7 +98,7 @@ def _inputs(
     """What the numbers are made from; unknown weights equal nothing, so that they are never taken for unchanged."""
     endpoints = {**{f"policy {name}": endpoint for name, endpoint in policies.items()}, "judge": judge}
     return {"bench": Input.of(recipe.bench)} | {
-        name: Input(f"{endpoint.base_url} {endpoint.model}", endpoint.weights_id or f"unknown:{uuid.uuid4().hex}")
+        name: Input(f"{endpoint.address} {endpoint.model}", endpoint.weights_id or f"unknown:{uuid.uuid4().hex}")
         for name, endpoint in endpoints.items()
     }
 

@@ -6,9 +6,13 @@ import re
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from janus_ray.config import OPERATIONAL, Recipe
+from janus_ray.env import MINIATURE_URL
+from janus_ray.errors import ConfigError
+from janus_ray.provider import provider_url
 
 Parameter = Literal["temperature", "top_p", "max_tokens", "seed", "repetition_penalty"]
 
@@ -24,11 +28,38 @@ def model_id(value: str) -> str:
     return value
 
 
+def _checked_url(value: str) -> str:
+    """The URL as requests are sent to it.
+
+    Raises:
+        ValueError: it is none; the message shows nothing of it.
+    """
+    value = value.strip()
+    if not re.match(r"https?://", value, flags=re.IGNORECASE):
+        raise ValueError('must start with http:// or https://; provider = "miniature" names the miniature')
+    try:
+        parts = urlsplit(value)
+        usable = parts.hostname and parts.port != 0 and not re.search(r"[?#\\\s\x00-\x1f]", value)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError("is not a URL with a host, a numeric port and no query")
+    if "@" in parts.netloc:
+        raise ValueError("must not hold a user or a password: recipes are stored; name a key in api_key_env")
+    value = value.rstrip("/")
+    if value.endswith(("/chat/completions", "/completions", "/models")):
+        raise ValueError("must end before /chat/completions: the requests' own path is added to it")
+    return value
+
+
 class Endpoint(Recipe):
     """One OpenAI-compatible endpoint: where it is, which model, and how hard it may be driven."""
 
-    base_url: str
-    """URL up to and including /v1, or "miniature" for the teacher and judge that the job starts itself."""
+    provider: Literal["openai", "miniature"] = "openai"
+    """Who answers: "openai" is any server that speaks OpenAI's protocol; "miniature" is the closed world's teacher and
+    judge, which the job starts unless `base_url` or JANUS_MINIATURE_URL says where they answer."""
+    base_url: str = Field(default="", validate_default=True)
+    """URL up to and including /v1. Only the miniature can do without."""
     model: str = Field(min_length=1)
     """Model id, as the endpoint knows it."""
     omit: tuple[Parameter, ...] = ()
@@ -55,24 +86,11 @@ class Endpoint(Recipe):
 
     @field_validator("base_url")
     @classmethod
-    def _is_url(cls, value: str) -> str:
-        value = value.strip()
-        if value == "miniature":
-            return value
-        if not re.match(r"https?://", value, flags=re.IGNORECASE):
-            raise ValueError('must start with http:// or https://, or be "miniature"')
-        try:
-            parts = urlsplit(value)
-            usable = parts.hostname and parts.port != 0 and not re.search(r"[?#\\\s\x00-\x1f]", value)
-        except ValueError:
-            usable = False
-        if not usable:
-            raise ValueError("is not a URL with a host, a numeric port and no query")
-        if "@" in parts.netloc:
-            raise ValueError("must not hold a user or a password: recipes are stored; name a key in api_key_env")
-        value = value.rstrip("/")
-        if value.endswith(("/chat/completions", "/completions", "/models")):
-            raise ValueError("must end before /chat/completions: the requests' own path is added to it")
+    def _is_url(cls, value: str, info: ValidationInfo) -> str:
+        if value:
+            return _checked_url(value)
+        if info.data.get("provider") == "openai":
+            raise PydanticCustomError("missing", "is required")
         return value
 
     @field_validator("model")
@@ -95,8 +113,23 @@ class Endpoint(Recipe):
 
     @property
     def url(self) -> str:
-        """Where to send requests."""
-        return self.base_url
+        """Where to send requests.
+
+        Raises:
+            ConfigError: the provider runs nowhere that we know of.
+        """
+        if self.base_url:
+            return self.base_url
+        url = provider_url(self.provider)
+        try:
+            return _checked_url(url)
+        except ValueError as error:
+            raise ConfigError(f"{MINIATURE_URL}: {error}") from None
+
+    @property
+    def address(self) -> str:
+        """The endpoint as its recipe names it."""
+        return self.base_url or self.provider
 
     @property
     def identity(self) -> str:
@@ -105,27 +138,25 @@ class Endpoint(Recipe):
         Not the port and not the scheme: the same server comes back on another port and answers the same.
         """
         parts = urlsplit(self.base_url)
-        return f"{parts.hostname}{parts.path}" if parts.hostname else self.base_url
+        return f"{parts.hostname}{parts.path}" if parts.hostname else self.provider
 
-    def reached(self, *, served_at: str | None = None, weights_id: str | None = None) -> ReachedEndpoint:
-        """The same endpoint with what a job found out about it; what it knew already stays."""
-        found = {"served_at": served_at, "weights_id": weights_id}
-        known = {name: value for name, value in found.items() if value is not None}
-        return ReachedEndpoint.model_validate(self.model_dump() | known)
+    def reached(self, weights_id: str | None = None) -> ReachedEndpoint:
+        """The same endpoint with what a job found out about it, for every process that asks it."""
+        return ReachedEndpoint.model_validate(self.model_dump() | {"served_at": self.url, "weights_id": weights_id})
 
 
 class ReachedEndpoint(Endpoint):
     """An endpoint as a job uses it. No recipe holds one: these facts are found out, not stated."""
 
-    served_at: str | None = None
-    """Where the endpoint answers now, when base_url is a name."""
+    served_at: str
+    """Where the endpoint answers now."""
     weights_id: str | None = None
     """Content hash of the weights behind the model's name, where the endpoint tells it (ours does)."""
 
     @property
     def url(self) -> str:
         """Where to send requests."""
-        return self.served_at or self.base_url
+        return self.served_at
 
     @property
     def identity(self) -> str:

@@ -1,9 +1,9 @@
 """The teacher and the judge as one small OpenAI-compatible HTTP server.
 
-    python -m janus_ray.miniature.server [--port 0] [--api-key KEY] [--latency-ms 0]
+    python -m janus_ray.miniature.server [--host 127.0.0.1] [--port 0] [--api-key KEY] [--latency-ms 0]
 
-It prints the URL it listens on. A job starts it with `--until-stdin-closes`, so that it never outlives the job,
-however that job ends.
+It prints the URL it listens on. A job starts it where a recipe says provider = "miniature" (provider.py), with
+`--until-stdin-closes`, so that it never outlives the job, however that job ends.
 """
 
 from __future__ import annotations
@@ -14,18 +14,14 @@ import hashlib
 import json
 import os
 import socket
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from janus_ray.errors import GenerationError
-from janus_ray.llm.endpoint import Endpoint
 from janus_ray.miniature import judge, teacher
 from janus_ray.records import canonical_json, content_id
 
@@ -35,32 +31,6 @@ _ANSWERS: dict[str, Callable[[list[dict[str, str]], int], str]] = {
     TEACHER: teacher.answer,
     JUDGE: lambda messages, seed: judge.verdict(messages[-1]["content"]),
 }
-
-
-@contextmanager
-def started(endpoint: Endpoint) -> Generator[Endpoint]:
-    """Starts the server when the endpoint asks for it (base_url "miniature"), and ends it with the block.
-
-    Yields:
-        The endpoint with `served_at` filled in; any other endpoint unchanged.
-
-    Raises:
-        GenerationError: the server did not start.
-    """
-    if endpoint.base_url != "miniature":
-        yield endpoint
-        return
-    command = [sys.executable, "-m", "janus_ray.miniature.server", "--until-stdin-closes"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        url = process.stdout.readline().strip() if process.stdout else ""
-        if not url.startswith("http://"):
-            raise GenerationError("the miniature's teacher and judge did not start")
-        yield endpoint.reached(served_at=url)
-    finally:
-        if process.stdin:
-            process.stdin.close()
-        process.wait(timeout=10)
 
 
 def build_app(api_key: str | None = None, latency_s: float = 0.0) -> Any:
@@ -140,6 +110,7 @@ def main() -> None:
     import uvicorn
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; another one lets other machines in")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--api-key", default=None, help="demand this key")
     parser.add_argument("--latency-ms", type=float, default=0.0, help="wait before each answer")
@@ -149,11 +120,11 @@ def main() -> None:
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind(("127.0.0.1", arguments.port))
+        listener.bind((arguments.host, arguments.port))
     except OSError as problem:
-        sys.exit(f"error: port {arguments.port} cannot be used: {problem.strerror}")
+        sys.exit(f"error: {arguments.host}, port {arguments.port} cannot be used: {problem.strerror}")
     listener.listen(4096)
-    print(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", flush=True)
+    print(f"http://{arguments.host}:{listener.getsockname()[1]}/v1", flush=True)
     if arguments.until_stdin_closes:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
     config = uvicorn.Config(

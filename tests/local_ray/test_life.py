@@ -138,8 +138,8 @@ def test_a_full_disk_at_the_rows_is_one_line_and_a_resume_sends_nothing(tmp_path
         )
         monkeypatch.setattr(tables.pq, "write_table", full)
         with pytest.raises(DataError, match=r"part-00000\.parquet: cannot be written: No space left on device"):
-            collect(recipe, recipe.teacher, "fail")
+            collect(recipe, "fail")
         monkeypatch.undo()
         monkeypatch.setattr(collecting, "ray_cluster", lambda *arguments, **keywords: nullcontext())
-        counts = collect(recipe, recipe.teacher, "resume")["counts"]
+        counts = collect(recipe, "resume")["counts"]
     assert (counts["rows_ok"], counts["requests_sent"]) == (60, 0)

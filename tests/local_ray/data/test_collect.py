@@ -20,8 +20,9 @@ from janus_ray.data.recipe import CollectRecipe
 from janus_ray.errors import DataError, GenerationError
 from janus_ray.llm.ledger import count_finished
 from janus_ray.miniature import teacher as miniature_teacher
-from janus_ray.miniature.server import TEACHER, started
+from janus_ray.miniature.server import TEACHER
 from janus_ray.miniature.world import instructions
+from janus_ray.provider import providers_running
 from janus_ray.records import COLLECTION
 from janus_ray.store.files import write_jsonl
 from janus_ray.store.folder import read_manifest
@@ -33,7 +34,7 @@ REPOSITORY = Path(__file__).parents[3]
 
 def recipe_for(folder: Path, num_instructions: int, **changes) -> CollectRecipe:
     write_jsonl(folder / "in.jsonl", instructions()[:num_instructions])
-    teacher = {"base_url": "miniature", "model": TEACHER, "max_concurrency": 8, **changes.pop("teacher", {})}
+    teacher = {"provider": "miniature", "model": TEACHER, "max_concurrency": 8, **changes.pop("teacher", {})}
     return CollectRecipe.model_validate(
         {
             "sources": [{"path": str(folder / "in.jsonl"), "source_column": "family"}],
@@ -61,8 +62,8 @@ def in_the_shared_cluster(monkeypatch):
 
 def test_a_collection_loads_everywhere_and_a_rerun_sends_nothing(tmp_path, in_the_shared_cluster, capsys):
     recipe = recipe_for(tmp_path, 40, rows_per_file=50)
-    with started(recipe.teacher) as teacher:
-        manifest = collect(recipe, teacher, "fail")
+    with providers_running(recipe):
+        manifest = collect(recipe, "fail")
         assert manifest["counts"]["rows_ok"] == 120
         assert manifest["counts"]["requests_sent"] == 40 * 7
         files = sorted((tmp_path / "out").glob("*.parquet"))
@@ -76,11 +77,11 @@ def test_a_collection_loads_everywhere_and_a_rerun_sends_nothing(tmp_path, in_th
         rows = sorted_rows(tmp_path / "out")
         assert len({row["row_id"] for row in rows}) == 120
         capsys.readouterr()
-        collect(recipe, teacher, "resume")
+        collect(recipe, "resume")
         assert "0 requests sent" in capsys.readouterr().out
         # Also when the manifest is lost: the ledger knows every answer.
         (tmp_path / "out" / "manifest.json").unlink()
-        again = collect(recipe, teacher, "resume")
+        again = collect(recipe, "resume")
     assert again["counts"]["requests_sent"] == 0
     assert sorted_rows(tmp_path / "out") == rows
 
@@ -99,7 +100,7 @@ def test_failed_rows_are_counted_rows_and_a_resume_asks_for_them_alone(tmp_path,
 
     with loopback(answer, models=(TEACHER,)) as server:
         recipe = recipe_for(tmp_path, 10, teacher={"base_url": server.url})
-        counts = collect(recipe, recipe.teacher, "fail")["counts"]
+        counts = collect(recipe, "fail")["counts"]
         assert counts["rows_ok"] + counts["rows_failed"] == 30
         assert counts["failures"] == {"bad_request": counts["rows_failed"]}
         assert counts["rows_failed"] > 0
@@ -109,7 +110,7 @@ def test_failed_rows_are_counted_rows_and_a_resume_asks_for_them_alone(tmp_path,
             row["system"] and row["error_message"] == "HTTP 400: not today" and not row["output"] for row in failed
         )
         app_answers["broken"] = False
-        again = collect(recipe, recipe.teacher, "resume")["counts"]
+        again = collect(recipe, "resume")["counts"]
     assert (again["rows_ok"], again["rows_failed"], again["requests_sent"]) == (30, 0, len(failed))
 
 
@@ -125,10 +126,10 @@ def test_a_collection_without_one_good_row_is_an_error(tmp_path, in_the_shared_c
     with loopback(answer, models=(TEACHER,)) as server:
         recipe = recipe_for(tmp_path, 3, teacher={"base_url": server.url})
         with pytest.raises(GenerationError, match=r"all 9 rows failed, the first with: HTTP 403: no credit$"):
-            collect(recipe, recipe.teacher, "fail")
+            collect(recipe, "fail")
         assert not (tmp_path / "out" / "manifest.json").exists()
         broken["now"] = False
-        assert collect(recipe, recipe.teacher, "resume")["counts"]["rows_ok"] == 9
+        assert collect(recipe, "resume")["counts"]["rows_ok"] == 9
 
 
 def test_a_ledger_that_cannot_be_written_ends_the_job_in_one_line_and_a_resume_finishes_it(
@@ -148,23 +149,23 @@ def test_a_ledger_that_cannot_be_written_ends_the_job_in_one_line_and_a_resume_f
     with loopback(answer, models=listed) as server:
         recipe = recipe_for(tmp_path, 3, teacher={"base_url": server.url})
         with pytest.raises(GenerationError, match="not yet"):
-            collect(recipe, recipe.teacher, "fail")
+            collect(recipe, "fail")
         state["down"] = False
         ledger = tmp_path / "out" / "ledger"
         shutil.rmtree(ledger)
         ledger.write_text("in the way")
         with pytest.raises(DataError, match=r"cannot be recorded: .* --if-exists resume: what was recorded is not ask"):
-            collect(recipe, recipe.teacher, "resume")
+            collect(recipe, "resume")
         ledger.unlink()
         capsys.readouterr()
         paid = len(server.requests)
-        assert collect(recipe, recipe.teacher, "resume")["counts"]["rows_ok"] == 9
+        assert collect(recipe, "resume")["counts"]["rows_ok"] == 9
         said = [line for line in capsys.readouterr().out.splitlines() if "response_format" in line]
         assert len(said) == 1
-        assert collect(recipe, recipe.teacher, "resume")["counts"]["requests_sent"] == len(server.requests) - paid
+        assert collect(recipe, "resume")["counts"]["requests_sent"] == len(server.requests) - paid
         # A teacher that was trained anew under its name is another teacher.
         listed.body = {"data": [{"id": TEACHER, "weights_id": "second"}]}
-        assert collect(recipe, recipe.teacher, "resume")["counts"]["requests_sent"] >= 3 * 7
+        assert collect(recipe, "resume")["counts"]["requests_sent"] >= 3 * 7
     assert "refuses response_format json_schema and json_object" in said[0]
 
 
@@ -189,7 +190,7 @@ def test_a_job_killed_half_way_and_resumed_ends_with_the_same_rows(tmp_path, in_
         resumed = subprocess.run([*job, "--if-exists", "resume"], cwd=REPOSITORY, capture_output=True, text=True)
         assert resumed.returncode == 0, resumed.stderr
         whole = recipe_for(tmp_path / "whole", 60, teacher={"base_url": url})
-        collect(whole, whole.teacher, "fail")
+        collect(whole, "fail")
         server.stdin.close()
     counts = read_manifest(tmp_path / "killed" / "out")["counts"]
     # What was in flight when the process died, at most the limit of 8, may have been answered and not recorded.
@@ -216,7 +217,7 @@ def write_job(folder: Path, recipe: CollectRecipe) -> list[str]:
         f'path = "{recipe.sources[0].path}"',
         'source_column = "family"',
         "[teacher]",
-        f'base_url = "{recipe.teacher.base_url}"',
+        f'base_url = "{recipe.teacher.base_url}"' if recipe.teacher.base_url else 'provider = "miniature"',
         f'model = "{TEACHER}"',
         "max_concurrency = 8",
         "[ray]",

@@ -51,7 +51,7 @@ def test_a_judge_that_is_cut_gets_more_room_and_what_was_cut_is_no_verdict(tmp_p
 
     with loopback(obedient) as policy, loopback(judge_answer) as judge:
         recipe = recipe_for(tmp_path, policy.url, judge.url, max_prompts_per_split=1)
-        results = evaluate(recipe, recipe.judge, "fail")
+        results = evaluate(recipe, "fail")
         due = (PEOPLE + 1) * PEOPLE * 4
         assert len(judge.requests) == 2 * due + 2 * due
     assert results["status_counts"]["judgments"] == {"m": {"ok": 2 * due}}
@@ -73,19 +73,19 @@ def test_new_weights_under_the_same_name_are_evaluated_anew(tmp_path, capsys):
         loopback(strict, models=models_with("judge")) as judge,
     ):
         recipe = recipe_for(tmp_path, policy.url, judge.url, judge_siblings=False)
-        first = evaluate(recipe, recipe.judge, "fail")
+        first = evaluate(recipe, "fail")
         sent = len(policy.requests), len(judge.requests)
-        evaluate(recipe, recipe.judge, "resume")
+        evaluate(recipe, "resume")
         assert "already finished; 0 requests sent" in capsys.readouterr().out
         # Retrained, served under the same name: the same recipe, the same bench.
         listed.body["data"][0]["weights_id"] = "second"
         answers["policy"] = lambda n, body: chat_reply("Hello.")
-        second = evaluate(recipe, recipe.judge, "resume")
+        second = evaluate(recipe, "resume")
         assert "already finished" not in capsys.readouterr().out
         assert len(policy.requests) == 2 * sent[0]
         # Back to the first weights: the ledger knows their answers.
         listed.body["data"][0]["weights_id"] = "first"
-        third = evaluate(recipe, recipe.judge, "resume")
+        third = evaluate(recipe, "resume")
         assert len(policy.requests) == 2 * sent[0]
     means = [results["models"]["m"]["own_system"]["overall"]["mean"] for results in (first, second, third)]
     assert means == [5.0, 2.0, 5.0]
@@ -96,9 +96,9 @@ def test_new_weights_under_the_same_name_are_evaluated_anew(tmp_path, capsys):
 def test_unknown_weights_are_said_and_never_taken_for_unchanged(tmp_path, capsys):
     with loopback(obedient) as policy, loopback(strict, models=models_with("judge")) as judge:
         recipe = recipe_for(tmp_path, policy.url, judge.url, judge_siblings=False)
-        results = evaluate(recipe, recipe.judge, "fail")
+        results = evaluate(recipe, "fail")
         sent = len(policy.requests), len(judge.requests)
-        evaluate(recipe, recipe.judge, "resume")
+        evaluate(recipe, "resume")
         assert (len(policy.requests), len(judge.requests)) == sent
     shown = capsys.readouterr().out
     assert "policy m: the endpoint does not say which weights m is" in shown
@@ -109,9 +109,9 @@ def test_unknown_weights_are_said_and_never_taken_for_unchanged(tmp_path, capsys
 def test_a_resume_gives_the_same_numbers_also_where_a_judge_answers_equal_requests_differently(tmp_path):
     with loopback(obedient) as policy, loopback(lambda n, body: chat_reply(f"[RESULT] {1 + n % 5}")) as judge:
         recipe = recipe_for(tmp_path, policy.url, judge.url, judge_siblings=False)
-        first = evaluate(recipe, recipe.judge, "fail")
+        first = evaluate(recipe, "fail")
         sent = len(judge.requests)
-        assert evaluate(recipe, recipe.judge, "resume") == first
+        assert evaluate(recipe, "resume") == first
         assert len(judge.requests) == sent
 
 
@@ -127,7 +127,7 @@ def test_a_report_that_fails_costs_no_number_and_no_request(tmp_path, monkeypatc
             with pytest.raises(
                 DataError, match=r"the report cannot be drawn .*numbers are in .*results\.json"
             ) as caught:
-                evaluate(recipe, recipe.judge, "fail")
+                evaluate(recipe, "fail")
         assert "\n" not in str(caught.value)
         assert "5.00" in capsys.readouterr().out
         assert read_json(tmp_path / "out" / "results.json")["models"]["m"]["own_system"]["overall"]["mean"] == 5.0
@@ -135,9 +135,9 @@ def test_a_report_that_fails_costs_no_number_and_no_request(tmp_path, monkeypatc
         with monkeypatch.context() as patched:
             patched.setattr(report_module, "write_text", full_disk)
             with pytest.raises(DataError, match="No space left on device; the numbers are in"):
-                evaluate(recipe, recipe.judge, "resume")
+                evaluate(recipe, "resume")
         sent = len(policy.requests), len(judge.requests)
-        evaluate(recipe, recipe.judge, "resume")
+        evaluate(recipe, "resume")
         assert (len(policy.requests), len(judge.requests)) == sent
     assert (tmp_path / "out" / "index.html").stat().st_size > 10_000
     assert read_manifest(tmp_path / "out")["counts"]["items"] == 2 * PEOPLE

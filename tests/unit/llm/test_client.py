@@ -9,13 +9,11 @@ import pytest
 from janus_ray.config import validate
 from janus_ray.env import api_key
 from janus_ray.errors import ConfigError
-from janus_ray.llm.check import check_endpoint
 from janus_ray.llm.client import ChatClient
 from janus_ray.llm.endpoint import Endpoint
 from janus_ray.llm.ledger import Ledger, count_finished
 from janus_ray.llm.request import LLMRequest, Sampling, derived_seed
 from janus_ray.llm.retry import RetryPolicy
-from janus_ray.miniature.server import JUDGE, TEACHER, started
 from tests.loopback import Reply, chat_reply, loopback
 
 QUICK = RetryPolicy(base_s=0.01, probe_every_s=0.05)
@@ -358,16 +356,3 @@ def test_seeds_depend_on_their_parts_only():
         len({derived_seed(0, "a", 1), derived_seed(1, "a", 1), derived_seed(0, "b", 1), derived_seed(0, "a", 2)}) == 4
     )
     assert 0 <= derived_seed(0, "a") < 2**31
-
-
-def test_the_miniatures_server_starts_serves_and_ends_with_the_block():
-    with started(Endpoint(base_url="miniature", model=TEACHER)) as endpoint:
-        assert endpoint.url.startswith("http://127.0.0.1:")
-        weights_id = check_endpoint(endpoint, "teacher")
-        assert weights_id and weights_id == check_endpoint(endpoint, "teacher")
-        check_endpoint(endpoint.model_copy(update={"model": JUDGE}), "judge")
-    with pytest.raises(ConfigError, match="cannot be reached"):
-        check_endpoint(endpoint, "teacher")
-    elsewhere = Endpoint(base_url="http://127.0.0.1:9/v1", model="m")
-    with started(elsewhere) as same:
-        assert same is elsewhere
