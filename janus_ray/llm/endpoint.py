@@ -148,15 +148,15 @@ class Endpoint(Recipe):
 class ReachedEndpoint(Endpoint):
     """An endpoint as a job uses it. No recipe holds one: these facts are found out, not stated."""
 
-    served_at: str
-    """Where the endpoint answers now."""
+    served_at: str = ""
+    """Where the endpoint answers now; left empty, as for any endpoint."""
     weights_id: str | None = None
     """Content hash of the weights behind the model's name, where the endpoint tells it (ours does)."""
 
     @property
     def url(self) -> str:
         """Where to send requests."""
-        return self.served_at
+        return self.served_at or super().url
 
     @property
     def identity(self) -> str:
