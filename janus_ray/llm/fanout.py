@@ -8,16 +8,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field, replace
-from os import PathLike, fspath
+from pathlib import Path
 from typing import Any
+
+from upath import UPath
 
 from janus_ray.errors import ConfigError, DataError
 from janus_ray.llm.client import ChatClient
 from janus_ray.llm.endpoint import ReachedEndpoint
-from janus_ray.llm.ledger import Ledger
+from janus_ray.llm.ledger import Ledger, index_ledger
 from janus_ray.llm.request import Completion, LLMRequest
 from janus_ray.metrics import ASKED, ASKED_LEDGER_HITS, ASKED_RETRIES, ASKED_SENT, ASKED_TOKENS, count
 from janus_ray.progress import ProgressLine
+from janus_ray.store.location import is_local, location
+from janus_ray.store.log import flushed_at_the_end
 
 # Requests in one call of an actor: its answers come back together, so few, and a call costs about a millisecond.
 _CHUNK = 8
@@ -42,31 +46,47 @@ class EndpointClient:
     def __init__(self, target: dict[str, Any], ledger: str, max_concurrency: int) -> None:
         """Keeps what is needed: an error in an actor's constructor would not reach the job as what it is."""
         self._target = ReachedEndpoint.model_validate(target)
-        self._ledger = ledger
+        self._folder = ledger
         self._max_concurrency = max_concurrency
         self._client: ChatClient | None = None
+        self._ledger: Ledger | None = None
 
     async def complete(self, requests: Sequence[LLMRequest]) -> Answers:
         """The outcomes of some requests, in their order, each in the ledger."""
         try:
             if self._client is None:
-                self._client = ChatClient(self._target, Ledger(self._ledger), max_concurrency=self._max_concurrency)
+                self._ledger = Ledger(self._folder)
+                self._client = ChatClient(self._target, self._ledger, max_concurrency=self._max_concurrency)
             client = self._client
             completions = await asyncio.gather(*(client.complete(request) for request in requests))
         except (ConfigError, DataError) as error:
             return Answers(fatal=error)
         return Answers(completions, client.take_notices())
 
-    async def close(self) -> None:
-        """Closes the connections and the ledger."""
-        if self._client is not None:
+    async def flush(self) -> None:
+        """Returns when every answer is where another process can read it.
+
+        Raises:
+            DataError: one cannot be written.
+        """
+        if self._ledger is not None:
+            await asyncio.to_thread(self._ledger.flush)
+
+    async def close(self) -> Answers:
+        """Closes the ledger and the connections."""
+        if self._client is not None and self._ledger is not None:
             await self._client.close()
+            try:
+                await asyncio.to_thread(self._ledger.close)
+            except DataError as error:
+                return Answers(fatal=error)
+        return Answers()
 
 
 def ask_all(
     requests: Iterable[LLMRequest],
     target: ReachedEndpoint,
-    ledger: str | PathLike[str],
+    ledger: Path | UPath | str,
     num_actors: int,
     label: str,
     *,
@@ -92,20 +112,28 @@ def ask_all(
     """
     import ray
 
+    # Once, here: every actor would look through the whole ledger.
+    index_ledger(ledger)
     total = len(requests) if total is None and isinstance(requests, Sized) else total
     parts = shares(target.max_concurrency, num_actors)
     # One logical CPU each is what the cluster check counted on.
     actor_type: Any = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)(EndpointClient)
-    actors = [actor_type.remote(target.model_dump(mode="json"), fspath(ledger), part) for part in parts]
+    folder = absolute(ledger)
+    actors = [actor_type.remote(target.model_dump(mode="json"), folder, part) for part in parts]
     tally = _Tally(label.partition(":")[0], ProgressLine(label, total))
     try:
-        for given, answers in _answered(told_apart(requests), actors, parts):
-            tally.say(answers.notices)
+        # A signal or a full disk in another place must not cost what an actor holds back for an object storage.
+        with flushed_at_the_end(lambda: _call_all(actors, "flush")):
+            for given, answers in _answered(told_apart(requests), actors, parts):
+                tally.say(answers.notices)
+                if answers.fatal is not None:
+                    raise answers.fatal
+                for request, completion in zip(given, answers.completions, strict=True):
+                    tally.count(completion)
+                    yield request, completion
+        for answers in ray.get([actor.close.remote() for actor in actors]):
             if answers.fatal is not None:
                 raise answers.fatal
-            for request, completion in zip(given, answers.completions, strict=True):
-                tally.count(completion)
-                yield request, completion
     finally:
         _end(actors)
     print(f"{label}: {tally.done} done, {tally.sent} requests sent", flush=True)
@@ -152,13 +180,20 @@ def _supply(
 
 
 def _end(actors: Sequence[Any]) -> None:
-    """Ends the actors, each after it has closed its ledger where it still can."""
+    """Ends the actors, each after it has closed its ledger where it can and had not done so."""
     import ray
 
-    closing = [actor.close.remote() for actor in actors]
-    ray.wait(closing, num_returns=len(closing), timeout=_END_S)
+    _call_all(actors, "close")
     for actor in actors:
         ray.kill(actor)
+
+
+def _call_all(actors: Sequence[Any], method: str) -> None:
+    """Calls a method of every actor and waits a while; what one of them raises is not what ends the job."""
+    import ray
+
+    calls = [getattr(actor, method).remote() for actor in actors]
+    ray.wait(calls, num_returns=len(calls), timeout=_END_S)
 
 
 @dataclass(slots=True)
@@ -197,6 +232,12 @@ def _count(stage: str, completion: Completion) -> None:
     count(ASKED_RETRIES, completion.sent - 1, stage=stage)
     count(ASKED_TOKENS, completion.usage.prompt_tokens, stage=stage, kind="prompt")
     count(ASKED_TOKENS, completion.usage.completion_tokens, stage=stage, kind="completion")
+
+
+def absolute(folder: Path | UPath | str) -> str:
+    """A location as another process finds it, whatever folder it runs in."""
+    where = location(folder)
+    return str(where.absolute()) if is_local(where) else str(where)
 
 
 def shares(max_concurrency: int, num_actors: int) -> list[int]:
