@@ -48,9 +48,9 @@ def rate(metric: ours.Metric | str, *, by: str = "", where: str = "", part: str 
     return f"sum{grouped}(rate({name}{part}{where}[$__rate_interval]))"
 
 
-def quantile(share: float, metric: ours.Metric | str, by: str) -> str:
+def quantile(share: float, metric: ours.Metric | str, by: str, where: str = "") -> str:
     """A quantile of a histogram."""
-    return f"histogram_quantile({share}, {rate(metric, by=f'{by}, le', part='_bucket')})"
+    return f"histogram_quantile({share}, {rate(metric, by=f'{by}, le', where=where, part='_bucket')})"
 
 
 def or_none(query: str) -> str:
@@ -67,12 +67,6 @@ def share_done(stages: str) -> str:
     """How far some stages are, from 0 to 1."""
     done, total = progress(ours.PROGRESS_DONE, stages), progress(ours.PROGRESS_TOTAL, stages)
     return f"max by (stage, what) ({done} / {total})"
-
-
-def seconds_left(stages: str) -> str:
-    """How long some stages take yet, at the pace of the last five minutes."""
-    done, total = progress(ours.PROGRESS_DONE, stages), progress(ours.PROGRESS_TOTAL, stages)
-    return f"max by (stage, what) (({total} - {done}) / (deriv({done}[5m]) > 0))"
 
 
 _TTFT, _ITL = "ray_vllm_time_to_first_token_seconds", "ray_vllm_inter_token_latency_seconds"
@@ -96,8 +90,8 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "Latency, p95",
             "ms",
-            ((quantile(0.95, ours.GATEWAY_LATENCY, "kind"), "{{kind}}"),),
-            "Request to last byte, at the gateway.",
+            ((quantile(0.95, ours.GATEWAY_LATENCY, "kind", _WELL), "{{kind}}"),),
+            "Request to last byte of those answered well, at the gateway.",
             is_stat=True,
         ),
         Panel(
@@ -129,9 +123,10 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "Latency",
             "ms",
             tuple(
-                (quantile(q, ours.GATEWAY_LATENCY, "model"), f"p{100 * q:.0f} {{{{model}}}}") for q in (0.5, 0.95, 0.99)
+                (quantile(q, ours.GATEWAY_LATENCY, "model", _WELL), f"p{100 * q:.0f} {{{{model}}}}")
+                for q in (0.5, 0.95, 0.99)
             ),
-            "Request to last byte, at the gateway.",
+            "Request to last byte of those answered well, at the gateway.",
         ),
         Panel(
             "Time to first token",
@@ -155,10 +150,17 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "Per second.",
         ),
         Panel(
-            "Prefix cache hits",
+            "Engine's cache",
             "percentunit",
-            ((f"{rate(_HITS, by='model_name')} / {rate(_LOOKED_UP, by='model_name')}", "{{model_name}}"),),
-            "Share of the prompts' tokens that were in the engine's cache: what equal system messages save.",
+            (
+                (
+                    f"{rate(_HITS, by='model_name')} / {rate(_LOOKED_UP, by='model_name')}",
+                    "prefix hits, {{model_name}}",
+                ),
+                ("max by (model_name) (ray_vllm_kv_cache_usage_perc)", "in use, {{model_name}}"),
+            ),
+            "Prefix hits: share of the prompts' tokens that were there already, as equal system messages are. "
+            "Full: requests wait or are preempted.",
         ),
         Panel(
             "Queues",
@@ -169,12 +171,6 @@ ROWS: dict[str, tuple[Panel, ...]] = {
                 ("sum by (model_name) (ray_vllm_num_requests_running)", "being answered, {{model_name}}"),
             ),
             "Requests that wait, and those being answered. An engine that has nothing to do reports nothing.",
-        ),
-        Panel(
-            "KV cache in use",
-            "percentunit",
-            (("max by (model_name) (ray_vllm_kv_cache_usage_perc)", "{{model_name}}"),),
-            "Full means that requests are preempted or wait.",
         ),
         Panel(
             "Refused",
@@ -203,7 +199,10 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "Done of all, failed ones included.",
         ),
         Panel(
-            "Time left", "s", ((seconds_left(_STAGES), "{{stage}}: {{what}}"),), "At the pace of the last five minutes."
+            "Time left",
+            "s",
+            ((f"max by (stage, what) ({progress(ours.PROGRESS_LEFT, _STAGES)})", "{{stage}}: {{what}}"),),
+            "At the pace of the last minute, as the terminal says it.",
         ),
         Panel(
             "Answers by status",
@@ -218,12 +217,12 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "Per second; what the ledger knew costs none.",
         ),
         Panel(
-            "Requests sent, known, sent again",
+            "Requests sent, sent again, known",
             "reqps",
             (
                 (rate(ours.ASKED_SENT, by="stage"), "sent, {{stage}}"),
-                (rate(ours.ASKED_LEDGER_HITS, by="stage"), "known to the ledger, {{stage}}"),
-                (rate(ours.ASKED_RETRIES, by="stage"), "sent again, {{stage}}"),
+                (or_none(rate(ours.ASKED_RETRIES)), "sent again"),
+                (or_none(rate(ours.ASKED_LEDGER_HITS)), "known to the ledger"),
             ),
             "Many sent again: the endpoint's limit is lower than max_concurrency.",
         ),
@@ -261,13 +260,13 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "CPU",
             "percent",
-            (("avg by (NodeAddress) (ray_node_cpu_utilization)", "{{NodeAddress}}"),),
+            (("avg by (ip) (ray_node_cpu_utilization)", "{{ip}}"),),
             "Of all cores of a node.",
         ),
         Panel(
             "Memory",
             "percentunit",
-            (("max by (NodeAddress) (ray_node_mem_used / ray_node_mem_total)", "{{NodeAddress}}"),),
+            (("max by (ip) (ray_node_mem_used / ray_node_mem_total)", "{{ip}}"),),
             "Ray ends workers above 95 %.",
         ),
         Panel(
@@ -280,14 +279,14 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "GPU",
             "percent",
-            (("avg by (NodeAddress, GpuIndex) (ray_node_gpus_utilization)", "{{NodeAddress}} {{GpuIndex}}"),),
+            (("avg by (ip, GpuIndex) (ray_node_gpus_utilization)", "{{ip}} {{GpuIndex}}"),),
             "Busy share of each GPU.",
             no_data=_NO_GPU,
         ),
         Panel(
             "GPU memory",
-            "decmbytes",
-            (("sum by (NodeAddress, GpuIndex) (ray_node_gram_used)", "{{NodeAddress}} {{GpuIndex}}"),),
+            "mbytes",
+            (("sum by (ip, GpuIndex) (ray_node_gram_used)", "{{ip}} {{GpuIndex}}"),),
             "In use on each GPU.",
             no_data=_NO_GPU,
         ),
@@ -310,9 +309,11 @@ def overview() -> models.Dashboard:
     number = 0
     for name, panels in ROWS.items():
         board.with_row(dashboard.Row(name))
+        # Three or four in a line, whichever fills the lines; of the large numbers six.
+        width = 6 if len(panels) % 3 else 8
         for panel in panels:
             number += 1
-            board.with_panel(_built(panel).id(number))
+            board.with_panel(_built(panel).span(4 if panel.is_stat else width).id(number))
     return board.build()
 
 
@@ -331,7 +332,7 @@ def _built(panel: Panel) -> Any:
 
 def _stat() -> Any:
     last = common.ReduceDataOptions().calcs(["lastNotNull"])
-    return stat.Panel().span(4).height(4).reduce_options(last).graph_mode(kinds.BigValueGraphMode.AREA).no_value("idle")
+    return stat.Panel().height(4).reduce_options(last).graph_mode(kinds.BigValueGraphMode.AREA).no_value("idle")
 
 
 def _lines() -> Any:
@@ -340,13 +341,7 @@ def _lines() -> Any:
     )
     legend.show_legend(True)
     return (
-        timeseries.Panel()
-        .span(8)
-        .height(7)
-        .line_width(2)
-        .fill_opacity(8)
-        .show_points(kinds.VisibilityMode.AUTO)
-        .legend(legend)
+        timeseries.Panel().height(7).line_width(2).fill_opacity(8).show_points(kinds.VisibilityMode.AUTO).legend(legend)
     )
 
 

@@ -42,8 +42,11 @@ PROGRESS_DONE = Metric(
 )
 PROGRESS_TOTAL = Metric("janus_progress_total", "gauge", "1", "how many there will be, where that is known", _STEP)
 PROGRESS_FAILED = Metric("janus_progress_failed", "gauge", "1", "how many of those done have failed", _STEP)
+PROGRESS_LEFT = Metric(
+    "janus_progress_left_s", "gauge", "s", "how long it takes yet, at the pace of the last minute", _STEP
+)
 
-PROGRESS = (PROGRESS_DONE, PROGRESS_TOTAL, PROGRESS_FAILED)
+PROGRESS = (PROGRESS_DONE, PROGRESS_TOTAL, PROGRESS_FAILED, PROGRESS_LEFT)
 
 ASKED = Metric(
     "janus_asked",
@@ -123,8 +126,8 @@ GATEWAY_LATENCY = Metric(
     "janus_gateway_latency_ms",
     "histogram",
     "ms",
-    "time from request to last byte, by model and kind",
-    ("model", "kind"),
+    "time from request to last byte, by model, HTTP status and kind",
+    ("model", "status", "kind"),
     (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 30_000, 60_000, 120_000),
 )
 GATEWAY_REFUSED_EARLY = Metric(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Mapping
 
-from janus_ray.metrics import PROGRESS_DONE, PROGRESS_FAILED, PROGRESS_TOTAL, show
+from janus_ray.metrics import PROGRESS_DONE, PROGRESS_FAILED, PROGRESS_LEFT, PROGRESS_TOTAL, STEP_LOG, show
 
 # The pace is that of the last minute: what a ledger knew at the start of a resume is no measure of what is to come.
 _WINDOW_S = 60.0
@@ -39,6 +40,8 @@ class ProgressLine:
             done: how many of them were done before the clock started.
         """
         self._label, self._total = label, total
+        stage, _, what = label.partition(": ")
+        self._labels = {"stage": stage, "what": what}
         self._began = self._printed = time.monotonic()
         # Times and counts within the window; the first may be older.
         self._seen = deque([(self._began, done)])
@@ -58,15 +61,19 @@ class ProgressLine:
         if not force and now - self._printed < interval_s:
             return
         self._printed = now
-        print(self._line(done, failed, self._per_s(now, done), detail), flush=True)
+        per_s = self._per_s(now, done)
+        left_s = (self._total - done) / per_s if self._total and per_s else None
+        if left_s is not None:
+            show(PROGRESS_LEFT, left_s, **self._labels)
+        print(self._line(done, failed, per_s, left_s, detail), flush=True)
 
     def _show(self, done: int, failed: int) -> None:
-        stage, _, what = self._label.partition(": ")
-        labels = {"stage": stage, "what": what}
-        show(PROGRESS_DONE, done, **labels)
-        show(PROGRESS_FAILED, failed, **labels)
+        show(PROGRESS_DONE, done, **self._labels)
+        show(PROGRESS_FAILED, failed, **self._labels)
         if self._total is not None:
-            show(PROGRESS_TOTAL, self._total, **labels)
+            show(PROGRESS_TOTAL, self._total, **self._labels)
+        if done == self._total:
+            show(PROGRESS_LEFT, 0, **self._labels)
 
     def _per_s(self, now: float, done: int) -> float:
         """The pace within the window; 0 where there is none yet."""
@@ -79,13 +86,32 @@ class ProgressLine:
         first_time, first_done = self._seen[0]
         return (done - first_done) / (now - first_time) if now > first_time else 0.0
 
-    def _line(self, done: int, failed: int, per_s: float, detail: str) -> str:
+    def _line(self, done: int, failed: int, per_s: float, left_s: float | None, detail: str) -> str:
         share = f"/{self._total} ({100 * done / self._total:.0f} %)" if self._total else ""
         parts = [f"{self._label} {done}{share}"]
         if per_s:
             parts.append(f"{per_s:.0f}/s" if per_s >= 100 else f"{per_s:.3g}/s")
-            if self._total and done < self._total:
-                parts.append(f"{duration((self._total - done) / per_s)} left")
+        if left_s:
+            parts.append(f"{duration(left_s)} left")
         if failed:
             parts.append(f"{failed} failed")
         return ", ".join([*parts, *([detail] if detail else [])])
+
+
+def report_step(progress: ProgressLine, record: Mapping[str, float | None]) -> None:
+    """Reports a line of a training's step log, on the terminal and as metrics.
+
+    Args:
+        progress: the line, which counts steps.
+        record: step, and what `metrics.STEP_LOG` names; null where it is not known.
+    """
+    known = {name: value for name, value in record.items() if value is not None}
+    for name, metric in STEP_LOG.items():
+        if name in known:
+            show(metric, known[name])
+    mfu = f"MFU {100 * known['mfu']:.1f} %, " if "mfu" in known else ""
+    detail = (
+        f"loss {known['loss']:.4f}, lr {known['learning_rate']:.2e}, grad {known['grad_norm']:.2f}, "
+        f"{known['tokens_per_s']:.0f} tokens/s, {mfu}padding {100 * known['padding_share']:.1f} %"
+    )
+    progress.update(int(known["step"]), detail, force=True)

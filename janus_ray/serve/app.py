@@ -142,8 +142,9 @@ class Gateway:
                 _log.warning("the state of the models is not known: %s", type(error).__name__)
 
     def _count(self, model: str, status: int, kind: str, latency_ms: float) -> None:
-        self._requests.inc(tags={"model": model, "status": str(status), "kind": kind})
-        self._latency_ms.observe(latency_ms, tags={"model": model, "kind": kind})
+        tags = {"model": model, "status": str(status), "kind": kind}
+        self._requests.inc(tags=tags)
+        self._latency_ms.observe(latency_ms, tags=tags)
 
 
 def _weights_id(handle: DeploymentHandle) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from janus_ray.config import resolved
 from janus_ray.errors import JanusError, TrainingError
+from janus_ray.metrics import TRAIN_RESTARTS, count
 from janus_ray.train.checkpoint import CHECKPOINTS, newest_healthy, progress_of, remove_leftovers
 from janus_ray.train.recipe import TrainRecipe
 
@@ -38,6 +39,7 @@ def fit(recipe: TrainRecipe, folder: Path, identity: dict[str, str]) -> dict[str
             failures += not _is_preemption(error)
             if failures > recipe.max_failures:
                 raise _gave_up(error, folder, failures) from None
+            count(TRAIN_RESTARTS)
             print(f"train: {_what_happened(error)}; starting the workers again", flush=True)
 
 

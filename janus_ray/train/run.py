@@ -13,7 +13,7 @@ from typing import Any
 from janus_ray.cluster import ray_cluster
 from janus_ray.config import IfExists
 from janus_ray.errors import ConfigError, TrainingError
-from janus_ray.progress import duration
+from janus_ray.progress import ProgressLine, report_step
 from janus_ray.store.files import read_json, write_json
 from janus_ray.store.fingerprint import fingerprint
 from janus_ray.store.folder import OutputFolder, read_manifest
@@ -149,14 +149,15 @@ def _followed(metrics: Path) -> Generator[None]:
 
 
 def _follow(metrics: Path, known: list[str], stop: threading.Event) -> None:
-    first: tuple[float, int] | None = None
+    progress: ProgressLine | None = None
     while True:
         stopping = stop.is_set()
         lines = _whole_lines(metrics)
         # A restart drops lines; what it does again is printed again.
         for record in map(json.loads, new_lines(known, lines)):
-            first = first or (time.monotonic(), record["step"])
-            _print_step(record, _seconds_left(record, *first))
+            # The start of the workers is no step: the pace begins with the first line.
+            progress = progress or ProgressLine("train: step", record["num_steps"], done=record["step"])
+            report_step(progress, record)
         known = lines
         if stopping:
             return
@@ -175,20 +176,3 @@ def _whole_lines(metrics: Path) -> list[str]:
     """The lines that are written to their end."""
     text = metrics.read_text() if metrics.exists() else ""
     return text[: text.rfind("\n") + 1].splitlines()
-
-
-def _seconds_left(record: dict[str, Any], began: float, first_step: int) -> float | None:
-    """At the pace since the first line; None before there is one."""
-    done = record["step"] - first_step
-    return (time.monotonic() - began) / done * (record["num_steps"] - record["step"]) if done > 0 else None
-
-
-def _print_step(record: dict[str, Any], seconds_left: float | None) -> None:
-    left = f"  {duration(seconds_left)} left" if seconds_left else ""
-    mfu = f", MFU {100 * record['mfu']:.1f} %" if record["mfu"] is not None else ""
-    print(
-        f"step {record['step']:>5}/{record['num_steps']}  loss {record['loss']:.4f}  lr {record['learning_rate']:.2e}  "
-        f"grad {record['grad_norm']:.2f}  {record['tokens_per_s']:.0f} tokens/s{mfu}  "
-        f"padding {100 * record['padding_share']:.1f} %{left}",
-        flush=True,
-    )

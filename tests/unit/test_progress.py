@@ -92,17 +92,64 @@ def test_without_a_total_there_is_no_end_to_name(monkeypatch, capsys):
     assert capsys.readouterr().out.splitlines() == ["collect: rows 0", "collect: rows 40, 2/s"]
 
 
+REST = {"loss": 1, "learning_rate": 1e-5, "grad_norm": 1, "tokens_per_s": 9, "mfu": None, "padding_share": 0.25}
+
+
 def test_a_training_says_how_long_it_takes_yet(monkeypatch, tmp_path, capsys):
     metrics = tmp_path / "metrics.jsonl"
-    rest = {"loss": 1, "learning_rate": 1, "grad_norm": 1, "tokens_per_s": 1, "mfu": None, "padding_share": 0}
-    lines = [{"step": step, "num_steps": 500, **rest} for step in (1, 101, 500)]
+    lines = [{"step": step, "num_steps": 500, **REST} for step in (1, 101, 500)]
     metrics.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    # The first line starts the clock; one reading for it, then one for each line that has a pace.
-    clock = iter([0.0, 50.0, 250.0])
-    monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    # The first line starts the clock.
+    clock = iter([0.0, 0.0, 50.0, 250.0])
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     stop = threading.Event()
     stop.set()
     run._follow(metrics, [], stop)
-    first, second, last = capsys.readouterr().out.splitlines()
-    assert "left" not in first and "left" not in last
-    assert second.endswith("  3 min 20 s left")
+    values = "loss 1.0000, lr 1.00e-05, grad 1.00, 9 tokens/s, padding 25.0 %"
+    assert capsys.readouterr().out.splitlines() == [
+        f"train: step 1/500 (0 %), {values}",
+        f"train: step 101/500 (20 %), 2/s, 3 min 20 s left, {values}",
+        f"train: step 500/500 (100 %), 2/s, {values}",
+    ]
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What a dashboard is told: metric and labels, and the last value."""
+    seen: dict[tuple[str, ...], float] = {}
+
+    def show(metric, value, **labels):
+        assert tuple(labels) == metric.labels
+        seen[metric.name, *labels.values()] = value
+
+    monkeypatch.setattr(progress, "show", show)
+    return seen
+
+
+def test_what_is_printed_is_a_metric_too(monkeypatch, shown):
+    clock = iter([0.0, 10.0, 11.0, 40.0])
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    line = ProgressLine("evaluate: responses of m", 400)
+    line.update(100, failed=3)
+    of = ("evaluate", "responses of m")
+    assert shown == {
+        ("janus_progress_done", *of): 100,
+        ("janus_progress_total", *of): 400,
+        ("janus_progress_failed", *of): 3,
+        ("janus_progress_left_s", *of): 30,
+    }
+    # Between two lines as well.
+    line.update(111, failed=4)
+    assert shown["janus_progress_done", *of] == 111 and shown["janus_progress_failed", *of] == 4
+    line.update(400, failed=4)
+    assert shown["janus_progress_left_s", *of] == 0
+
+
+def test_a_step_of_a_training_is_metrics_too(shown):
+    line = ProgressLine("train: step", 500)
+    progress.report_step(line, {"step": 7, "num_steps": 500, **REST, "mfu": 0.4})
+    assert shown["janus_train_loss",] == 1 and shown["janus_train_padding_share",] == 0.25
+    assert shown["janus_train_mfu",] == 0.4 and shown["janus_progress_done", "train", "step"] == 7
+    shown.clear()
+    progress.report_step(line, {"step": 8, "num_steps": 500, **REST})
+    assert ("janus_train_mfu",) not in shown

@@ -9,6 +9,7 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import PreemptionError, WorkerGroupError
 
 from janus_ray.errors import CheckpointError, TrainingError
+from janus_ray.metrics import TRAIN_RESTARTS
 from janus_ray.train import launch
 from janus_ray.train.recipe import TrainRecipe
 
@@ -54,10 +55,13 @@ def fit(tmp_path, monkeypatch):
     return run
 
 
-def test_workers_that_died_are_started_again_from_what_there_is_by_then(fit, capsys):
+def test_workers_that_died_are_started_again_from_what_there_is_by_then(fit, capsys, monkeypatch):
+    counted = []
+    monkeypatch.setattr(launch, "count", counted.append)
     assert fit(died(), died(), LAST, max_failures=2) == (LAST, [None, "1", "2"])
     shown = capsys.readouterr().out.splitlines()
     assert shown[0] == "train: worker 1 died; starting the workers again"
+    assert counted == [TRAIN_RESTARTS] * 2
     assert shown[1].startswith("train: going on after step 1, from ")
 
 

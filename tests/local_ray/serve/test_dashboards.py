@@ -1,0 +1,147 @@
+"""A real Prometheus scrapes the running system, and every panel of the overview gets an answer."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import threading
+import time
+from contextlib import nullcontext
+
+import httpx
+import pytest
+import ray
+
+from dashboards.generate import ROWS
+from janus_ray import metrics
+from janus_ray.data import collect as collecting
+from janus_ray.eval import run as evaluating
+from janus_ray.metrics import reporting
+from janus_ray.miniature.server import TEACHER, started
+from janus_ray.miniature.world import instructions
+from janus_ray.store.files import write_jsonl
+from janus_ray.train import run as training
+from janus_ray.train.recipe import TrainRecipe
+from tests import evaluation, tiny
+from tests.loopback import Reply, loopback
+from tests.prometheus import PROMETHEUS, PROMTOOL, REPOSITORY, prometheus
+
+MODEL = "tiny/model-1.0"
+PANELS = [panel for panels in ROWS.values() for panel in panels]
+pytestmark = pytest.mark.skipif(PROMETHEUS is None, reason="prometheus is not installed (Debian: prometheus)")
+
+
+class Deadline:
+    """An upper bound that no machine should need, and short waits until then."""
+
+    def __init__(self, seconds: float) -> None:
+        self._until = time.monotonic() + seconds
+        self._never = threading.Event()
+
+    def __call__(self) -> bool:
+        self._never.wait(0.5)
+        return time.monotonic() < self._until
+
+
+@pytest.fixture
+def busy(served):
+    """More chat requests than the model has room for, for as long as the test runs."""
+    stop = threading.Event()
+    message = {"role": "user", "content": "What do you value? I value short answers. " * 5}
+    body = {"model": MODEL, "messages": [message], "max_tokens": 60, "ignore_eos": True}
+
+    def ask(stream: bool) -> None:
+        with httpx.Client(timeout=60) as client:
+            while not stop.wait(0.1):
+                client.post(f"{served.url}/v1/chat/completions", json={**body, "stream": stream})
+
+    threads = [threading.Thread(target=ask, args=[number % 2 == 0]) for number in range(5)]
+    for thread in threads:
+        thread.start()
+    yield
+    stop.set()
+    for thread in threads:
+        thread.join()
+
+
+def once_down(n, body):
+    """A policy whose first answer has to be asked for again."""
+    return Reply("", 503) if n == 0 else evaluation.obedient(n, body)
+
+
+def run_stages(folder) -> None:
+    """A small collection, evaluation and training, as their jobs run them."""
+    write_jsonl(folder / "in.jsonl", instructions()[:8])
+    recipe = collecting.CollectRecipe.model_validate(
+        {
+            "sources": [{"path": str(folder / "in.jsonl"), "source_column": "family"}],
+            "output_dir": str(folder / "collection"),
+            "teacher": {"base_url": "miniature", "model": TEACHER, "max_concurrency": 8},
+        }
+    )
+    with started(recipe.teacher) as teacher:
+        collecting.collect(recipe, teacher, "fail")
+    with loopback(once_down) as policy, loopback(evaluation.strict) as judge:
+        evaluate = evaluation.recipe_for(folder, policy.url, judge.url, output_dir=str(folder / "report"))
+        evaluating.evaluate(evaluate, evaluate.judge, "fail")
+        # Once more, with what the ledger knows.
+        (folder / "report" / "manifest.json").unlink()
+        evaluating.evaluate(evaluate, evaluate.judge, "resume")
+    base = tiny.write_model(folder / "base")
+    training.train(
+        TrainRecipe(
+            output_dir=str(folder / "sft"),
+            base_model=str(base),
+            collection=str(tiny.write_collection(folder / "rows", 8)),
+            max_length=128,
+            bins_per_step=2,
+            epochs=2,
+            num_workers=1,
+            precision="fp32",
+            activation_checkpointing=False,
+            log_every_steps=1,
+        ),
+        "fail",
+    )
+
+
+def test_every_panel_shows_something(tmp_path, busy, monkeypatch):
+    for module in (collecting, evaluating, training):
+        monkeypatch.setattr(module, "ray_cluster", lambda *arguments, **keywords: nullcontext())
+    targets = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes() if node["Alive"]]
+    waiting = Deadline(120)
+    with prometheus(tmp_path, targets, waiting) as asked, reporting():
+        run_stages(tmp_path)
+        due = dict(query for panel in PANELS if not panel.no_data for query in panel.queries)
+        while due:
+            found = {query: series for query in due if (series := asked.ask(query))}
+            for query, series in found.items():
+                assert all(
+                    one["metric"].get(label) for one in series for label in re.findall(r"{{(\w+)}}", due.pop(query))
+                )
+            assert not due or waiting(), f"nothing answers {sorted(due)}"
+        names = asked.names()
+        # A panel that is listed as empty must be so.
+        full = [
+            panel.title for panel in PANELS if panel.no_data and any(asked.ask(query) for query, _ in panel.queries)
+        ]
+        assert full == []
+        on_panels = {
+            name
+            for panel in PANELS
+            if not panel.no_data
+            for query, _ in panel.queries
+            for name in re.findall(r"\bray_\w+", query)
+        }
+        never = {metrics.TRAIN_RESTARTS.series, metrics.GATEWAY_REFUSED_EARLY.series}
+        assert on_panels - names - never == set()
+        # What an engine or a gateway reports says whose it is, and no label holds a text of a caller's.
+        labels = asked.ask(metrics.GATEWAY_REQUESTS.series)[0]["metric"].keys()
+        assert {"model", "status", "kind", "deployment"} <= labels
+
+
+def test_the_committed_configuration_is_valid():
+    assert PROMTOOL is not None
+    command = [PROMTOOL, "check", "config", str(REPOSITORY / "dashboards" / "prometheus.yml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
