@@ -83,8 +83,11 @@ def train_loop(
             _stop_unless_weights_are_finite(model, step, saved)
             _stop_unless_the_model_answers(model, data, bins, step, saved, device)
             progress = {**progress, "step": step, "loss": loss}
+            began = time.monotonic()
             save_checkpoint(model, optimizer, progress, folder, recipe.keep_checkpoints)
             saved = step
+            if log is not None:
+                log.checkpoint_s = time.monotonic() - began
     with named_when_not_written(folder / MODEL_FOLDER):
         export(model, recipe, folder / MODEL_FOLDER)
     dist.barrier()
@@ -246,7 +249,13 @@ class TrainingData:
 
 
 class StepLog:
-    """Rank 0's metrics file: one JSON line per logged step, flushed, so that the driver can follow it."""
+    """Rank 0's metrics file: one JSON line per logged step, flushed, so that the driver can follow it.
+
+    Its names are those of `metrics.STEP_LOG`.
+    """
+
+    checkpoint_s: float | None = None
+    """How long the newest checkpoint of this start took."""
 
     def __init__(self, folder: Path, recipe: TrainRecipe, data: TrainingData, model: PreTrainedModel) -> None:
         """Counts what each step processes."""
@@ -280,6 +289,7 @@ class StepLog:
             "mfu": self._mfu(recent, seconds),
             "padding_share": padding,
             "supervised_tokens": int(self._data.supervised_per_bin[current].sum()),
+            "checkpoint_s": self.checkpoint_s,
             "worker_pid": os.getpid(),
         }
         with named_when_not_written(self._path), self._path.open("a") as stream:

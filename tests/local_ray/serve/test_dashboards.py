@@ -100,6 +100,7 @@ def run_stages(folder) -> None:
             precision="fp32",
             activation_checkpointing=False,
             log_every_steps=1,
+            checkpoint_every_steps=2,
         ),
         "fail",
     )

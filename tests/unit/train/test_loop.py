@@ -13,6 +13,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
 from janus_ray.errors import CheckpointError, TrainingError
+from janus_ray.metrics import STEP_LOG
 from janus_ray.store.shards import TokenShards
 from janus_ray.store.tables import read_jsonl
 from janus_ray.train import loop
@@ -88,6 +89,14 @@ def checkpoints(folder):
 
 def losses(folder):
     return [row["loss"] for row in read_jsonl(folder / "metrics.jsonl")]
+
+
+def test_a_line_of_the_step_log_holds_the_metrics_that_there_are(finished):
+    rows = read_jsonl(finished / "metrics.jsonl")
+    assert all(row.keys() == {"step", "num_steps", "worker_pid", *STEP_LOG} for row in rows)
+    # Checkpoints after steps 2, 4 and 6.
+    assert [row["checkpoint_s"] is not None for row in rows] == [False, False, True, True, True, True]
+    assert all(row["checkpoint_s"] > 0 for row in rows[2:])
 
 
 def test_a_run_goes_on_from_a_checkpoint_where_it_was_wherever_the_folder_lies(run, finished, tmp_path):
