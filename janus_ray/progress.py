@@ -31,20 +31,19 @@ class ProgressLine:
     In the first two minutes a line every two seconds at most, later ever fewer, down to one a minute.
     """
 
-    def __init__(self, label: str, total: int | None = None, *, done: int = 0) -> None:
-        """Starts the clock.
+    def __init__(self, label: str, total: int | None = None) -> None:
+        """Sets what is counted; the pace begins with the first update, as the start of workers is no measure of it.
 
         Args:
             label: the stage and what is counted, as in "collect: rows".
             total: how many there will be, where known.
-            done: how many of them were done before the clock started.
         """
         self._label, self._total = label, total
         stage, _, what = label.partition(": ")
         self._labels = {"stage": stage, "what": what}
         self._began = self._printed = time.monotonic()
         # Times and counts within the window; the first may be older.
-        self._seen = deque([(self._began, done)])
+        self._seen: deque[tuple[float, int]] = deque()
 
     def update(self, done: int, detail: str = "", *, failed: int = 0, force: bool = False) -> None:
         """Reports the state; prints it when the interval has passed, or when forced.
@@ -56,6 +55,9 @@ class ProgressLine:
             force: print now.
         """
         now = time.monotonic()
+        if not self._seen or done < self._seen[-1][1]:
+            # The first, or thrown back, as a training is to its newest checkpoint.
+            self._seen = deque([(now, done)])
         self._show(done, failed)
         interval_s = min(max(_INTERVAL_S, (now - self._began) / 60), _LONGEST_INTERVAL_S)
         if not force and now - self._printed < interval_s:
@@ -77,9 +79,6 @@ class ProgressLine:
 
     def _per_s(self, now: float, done: int) -> float:
         """The pace within the window; 0 where there is none yet."""
-        if done < self._seen[-1][1]:
-            # Thrown back, as a training is to its newest checkpoint.
-            self._seen.clear()
         self._seen.append((now, done))
         while len(self._seen) > 2 and now - self._seen[1][0] >= _WINDOW_S:
             self._seen.popleft()

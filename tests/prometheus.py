@@ -28,9 +28,10 @@ class Prometheus:
         self.url = url
 
     def ask(self, query: str) -> list[dict[str, Any]]:
-        """The series of a query at this moment; Grafana's own variables are filled in."""
-        filled = query.replace("$__rate_interval", "1m")
-        return self._get("query", query=filled)["result"]
+        """The series of a query that have a value at this moment; Grafana's own variable is filled in."""
+        found = self._get("query", query=query.replace("$__rate_interval", "1m"))["result"]
+        # No traffic, no quantile.
+        return [one for one in found if one["value"][1] != "NaN"]
 
     def names(self) -> set[str]:
         """Every metric that was ever scraped."""

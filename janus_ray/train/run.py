@@ -155,8 +155,7 @@ def _follow(metrics: Path, known: list[str], stop: threading.Event) -> None:
         lines = _whole_lines(metrics)
         # A restart drops lines; what it does again is printed again.
         for record in map(json.loads, new_lines(known, lines)):
-            # The start of the workers is no step: the pace begins with the first line.
-            progress = progress or ProgressLine("train: step", record["num_steps"], done=record["step"])
+            progress = progress or ProgressLine("train: step", record["num_steps"])
             report_step(progress, record)
         known = lines
         if stopping:

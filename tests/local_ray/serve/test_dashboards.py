@@ -6,13 +6,14 @@ import re
 import subprocess
 import threading
 import time
-from contextlib import nullcontext
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext
 
 import httpx
 import pytest
 import ray
 
-from dashboards.generate import ROWS
+from dashboards.generate import ROWS, Panel
 from janus_ray import metrics
 from janus_ray.data import collect as collecting
 from janus_ray.eval import run as evaluating
@@ -24,7 +25,7 @@ from janus_ray.train import run as training
 from janus_ray.train.recipe import TrainRecipe
 from tests import evaluation, tiny
 from tests.loopback import Reply, loopback
-from tests.prometheus import PROMETHEUS, PROMTOOL, REPOSITORY, prometheus
+from tests.prometheus import PROMETHEUS, PROMTOOL, REPOSITORY, Prometheus, prometheus
 
 MODEL = "tiny/model-1.0"
 PANELS = [panel for panels in ROWS.values() for panel in panels]
@@ -43,25 +44,27 @@ class Deadline:
         return time.monotonic() < self._until
 
 
-@pytest.fixture
-def busy(served):
-    """More chat requests than the model has room for, for as long as the test runs."""
+@contextmanager
+def busy(url: str) -> Generator[None]:
+    """More chat requests than the model has room for, while the block runs."""
     stop = threading.Event()
     message = {"role": "user", "content": "What do you value? I value short answers. " * 5}
     body = {"model": MODEL, "messages": [message], "max_tokens": 60, "ignore_eos": True}
 
     def ask(stream: bool) -> None:
         with httpx.Client(timeout=60) as client:
-            while not stop.wait(0.1):
-                client.post(f"{served.url}/v1/chat/completions", json={**body, "stream": stream})
+            while not stop.wait(0.2):
+                client.post(f"{url}/v1/chat/completions", json={**body, "stream": stream})
 
     threads = [threading.Thread(target=ask, args=[number % 2 == 0]) for number in range(5)]
     for thread in threads:
         thread.start()
-    yield
-    stop.set()
-    for thread in threads:
-        thread.join()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
 
 
 def once_down(n, body):
@@ -106,39 +109,38 @@ def run_stages(folder) -> None:
     )
 
 
-def test_every_panel_shows_something(tmp_path, busy, monkeypatch):
+def wait_for_answers(asked: Prometheus, panels: list[Panel], waiting: Deadline) -> None:
+    """Until every query of the panels has had an answer, with all that its legend names."""
+    due = dict(query for panel in panels for query in panel.queries)
+    while due:
+        for query, series in {query: asked.ask(query) for query in due}.items():
+            if series:
+                named = re.findall(r"{{(\w+)}}", due.pop(query))
+                assert all(one["metric"].get(label) for one in series for label in named), query
+        assert not due or waiting(), f"nothing answers {sorted(due)}"
+
+
+@pytest.mark.timeout(600)
+def test_every_panel_shows_something(tmp_path, served, monkeypatch):
     for module in (collecting, evaluating, training):
         monkeypatch.setattr(module, "ray_cluster", lambda *arguments, **keywords: nullcontext())
     targets = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes() if node["Alive"]]
-    waiting = Deadline(120)
+    waiting = Deadline(400)
+    full = [panel for panel in PANELS if not panel.no_data]
     with prometheus(tmp_path, targets, waiting) as asked, reporting():
         run_stages(tmp_path)
-        due = dict(query for panel in PANELS if not panel.no_data for query in panel.queries)
-        while due:
-            found = {query: series for query in due if (series := asked.ask(query))}
-            for query, series in found.items():
-                assert all(
-                    one["metric"].get(label) for one in series for label in re.findall(r"{{(\w+)}}", due.pop(query))
-                )
-            assert not due or waiting(), f"nothing answers {sorted(due)}"
-        names = asked.names()
-        # A panel that is listed as empty must be so.
-        full = [
-            panel.title for panel in PANELS if panel.no_data and any(asked.ask(query) for query, _ in panel.queries)
-        ]
-        assert full == []
-        on_panels = {
-            name
-            for panel in PANELS
-            if not panel.no_data
-            for query, _ in panel.queries
-            for name in re.findall(r"\bray_\w+", query)
-        }
-        never = {metrics.TRAIN_RESTARTS.series, metrics.GATEWAY_REFUSED_EARLY.series}
-        assert on_panels - names - never == set()
-        # What an engine or a gateway reports says whose it is, and no label holds a text of a caller's.
-        labels = asked.ask(metrics.GATEWAY_REQUESTS.series)[0]["metric"].keys()
-        assert {"model", "status", "kind", "deployment"} <= labels
+        with busy(served.url):
+            wait_for_answers(asked, full, waiting)
+            # A panel that is listed as empty must be so.
+            empty = [panel for panel in PANELS if panel.no_data]
+            assert [panel.title for panel in empty for query, _ in panel.queries if asked.ask(query)] == []
+            # Also what a query turns into zero where it is not there.
+            named = {name for panel in full for query, _ in panel.queries for name in re.findall(r"\bray_\w+", query)}
+            never = {metrics.TRAIN_RESTARTS.series, metrics.GATEWAY_REFUSED_EARLY.series}
+            assert named - asked.names() == never - asked.names()
+            # What a gateway reports says whose it is, and no label holds a text of a caller's.
+            labels = asked.ask(metrics.GATEWAY_REQUESTS.series)[0]["metric"].keys()
+            assert {"model", "status", "kind", "deployment"} <= labels
 
 
 def test_the_committed_configuration_is_valid():
