@@ -18,8 +18,9 @@ from janus_ray import metrics
 from janus_ray.data import collect as collecting
 from janus_ray.eval import run as evaluating
 from janus_ray.metrics import reporting
-from janus_ray.miniature.server import TEACHER, started
+from janus_ray.miniature.server import TEACHER
 from janus_ray.miniature.world import instructions
+from janus_ray.provider import providers_running
 from janus_ray.store.files import write_jsonl
 from janus_ray.train import run as training
 from janus_ray.train.recipe import TrainRecipe
@@ -79,17 +80,17 @@ def run_stages(folder) -> None:
         {
             "sources": [{"path": str(folder / "in.jsonl"), "source_column": "family"}],
             "output_dir": str(folder / "collection"),
-            "teacher": {"base_url": "miniature", "model": TEACHER, "max_concurrency": 8},
+            "teacher": {"provider": "miniature", "model": TEACHER, "max_concurrency": 8},
         }
     )
-    with started(recipe.teacher) as teacher:
-        collecting.collect(recipe, teacher, "fail")
+    with providers_running(recipe):
+        collecting.collect(recipe, "fail")
     with loopback(once_down) as policy, loopback(evaluation.strict) as judge:
         evaluate = evaluation.recipe_for(folder, policy.url, judge.url, output_dir=str(folder / "report"))
-        evaluating.evaluate(evaluate, evaluate.judge, "fail")
+        evaluating.evaluate(evaluate, "fail")
         # Once more, with what the ledger knows.
         (folder / "report" / "manifest.json").unlink()
-        evaluating.evaluate(evaluate, evaluate.judge, "resume")
+        evaluating.evaluate(evaluate, "resume")
     base = tiny.write_model(folder / "base")
     training.train(
         TrainRecipe(
@@ -98,12 +99,12 @@ def run_stages(folder) -> None:
             collection=str(tiny.write_collection(folder / "rows", 8)),
             max_length=128,
             bins_per_step=2,
-            epochs=2,
+            epochs=4,
             num_workers=1,
             precision="fp32",
             activation_checkpointing=False,
             log_every_steps=1,
-            checkpoint_every_steps=2,
+            checkpoint_every_steps=1,
         ),
         "fail",
     )
