@@ -17,8 +17,6 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
 from typing import Any
 
-from ray.llm._internal.common.callbacks.base import CallbackBase
-from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
 from ray.serve.deployment import Application
 from ray.serve.llm import LLMConfig, build_llm_deployment
 from ray.serve.llm.deployment import LLMServer
@@ -30,6 +28,8 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from janus_ray.chat import conversation
 from janus_ray.env import set_quiet_defaults
 from janus_ray.model_folder import load_encoder, weights_id
+from janus_ray.serve import private_ray
+from janus_ray.serve.causes import engine_cause, own_log
 from janus_ray.serve.engine_answers import Item, unfollowed, whole
 from janus_ray.serve.engine_errors import refusal
 from janus_ray.serve.prompts import TOKENIZER_MODE, check_prompts, use_our_prompts
@@ -45,6 +45,7 @@ _PACE_S = 0.003
 # How often Serve looks whether a replica is alive; its own 10 s leave callers in the dark for that long.
 _HEALTH_CHECK_S = 2.0
 _ENGINE_POLL_S = 0.5
+_ENGINE_STOPPED = "Engine core"
 _LAST_WORDS_S = 3.0
 _LOGGED = 1000
 _ERROR_EVENT = 'data: {"error"'
@@ -53,7 +54,12 @@ _CHAT_TEMPLATE = "chat_template"
 _log = logging.getLogger("ray.serve")
 
 
-class LocalFolder(CallbackBase):
+_Callback: Any = private_ray.engine_callback()
+_Engine: Any = private_ray.vllm_engine()
+private_ray.with_methods(LLMServer, "_start_engine")
+
+
+class LocalFolder(_Callback):
     """Skips Ray's download step, which starts one more process per replica and finds nothing to fetch in a folder."""
 
     async def on_before_node_init(self) -> None:
@@ -61,7 +67,7 @@ class LocalFolder(CallbackBase):
         self.ctx.run_init_node = False
 
 
-class OneProcessEngine(VLLMEngine):
+class OneProcessEngine(_Engine):
     """vLLM with the model in its scheduler's process, for replicas without GPUs.
 
     Ray gives a CPU engine a separate worker process. For one worker that only costs: another import of vLLM at the
@@ -104,7 +110,9 @@ class ChatServer(LLMServer):
             if type(error).__module__.partition(".")[0] in ("builtins", "janus_ray", "ray"):
                 raise
             _log.exception("the engine did not start")
-            raise RuntimeError(f"{type(error).__name__}: {error}") from None
+            # The engine's own process tells this one only that it has stopped; why stands in the log that both write.
+            said = engine_cause(own_log()) if _ENGINE_STOPPED in str(error) else None
+            raise RuntimeError(said or f"{type(error).__name__}: {error}") from None
         await check_prompts(self.engine, encoder, self._llm_config.model_id)
         messages = conversation(None, "Warm-up.")
         body = {"model": self._llm_config.model_id, "messages": messages, "max_tokens": 8, "ignore_eos": True}
@@ -162,9 +170,8 @@ class ChatServer(LLMServer):
         finally:
             if not finished:
                 # A request that ends while it is being handed to the engine stays in the engine's list for ever.
-                engine: Any = self.engine
                 with suppress(EngineDeadError):
-                    await engine._engine_client.abort(f"chatcmpl-{request.request_id}")
+                    await private_ray.engine_client(self).abort(f"chatcmpl-{request.request_id}")
 
     def _with_stops(self, body: dict[str, Any]) -> dict[str, Any]:
         return body if body.get("ignore_eos") else {**body, "stop_token_ids": self._stop_token_ids}
@@ -197,8 +204,8 @@ class ChatServer(LLMServer):
 
         It would notice an unhealthy one after three checks, and then wait until it has drained.
         """
-        engine: Any = self.engine
-        while not engine._engine_client.errored:
+        engine = private_ray.engine_client(self)
+        while not engine.errored:
             await asyncio.sleep(_ENGINE_POLL_S)
         _log.error("the engine has died; this replica ends with it")
         # Those who were being answered hear of it first.
@@ -214,8 +221,7 @@ class ChatServer(LLMServer):
         Raises:
             RuntimeError: the engine has died. Its own exception would make Serve's controller import the engine.
         """
-        engine: Any = self.engine
-        if engine is not None and engine._engine_client.errored:
+        if self.engine is not None and private_ray.engine_client(self).errored:
             raise RuntimeError("the engine has died")
 
     async def weights_id(self) -> str:
@@ -224,8 +230,7 @@ class ChatServer(LLMServer):
 
     async def counts(self) -> dict[str, int]:
         """Requests that the engine is working on, and those whose caller went away."""
-        engine: Any = self.engine
-        unfinished = engine._engine_client.output_processor.get_num_unfinished_requests()
+        unfinished = private_ray.engine_client(self).output_processor.get_num_unfinished_requests()
         return {"unfinished": unfinished, "cancelled": self._cancelled}
 
 
@@ -314,11 +319,7 @@ def _deployment_config(model: ServedModel, recipe: ServeRecipe) -> dict[str, Any
         "max_constructor_retry_count": _START_ATTEMPTS,
         # The placement group reserves what the engine needs; the actor beside it only passes messages.
         "ray_actor_options": {"num_cpus": 0},
-        "autoscaling_config": {
-            "min_replicas": model.min_replicas,
-            "max_replicas": model.max_replicas,
-            "target_ongoing_requests": model.target_ongoing_requests,
-        },
+        "autoscaling_config": model.scaling(),
     }
 
 

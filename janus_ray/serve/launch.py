@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import http.client
 import importlib
 import logging
 import os
-import re
 import signal
-import socket
 import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 from janus_ray.cluster import ray_cluster
 from janus_ray.config import resolved
-from janus_ray.env import log_level, open_directly, ray_address
+from janus_ray.env import log_level, ray_address
 from janus_ray.errors import ConfigError
 from janus_ray.model_folder import check_model_folder
+from janus_ray.serve.causes import cause
+from janus_ray.serve.ingress import Entrance, answer_health, base_url, check_cluster_ports, check_port
+from janus_ray.serve.private_ray import logs_folder
 from janus_ray.serve.recipe import ServeRecipe
 from janus_ray.store.hub import model_folder
 
@@ -29,7 +27,7 @@ _PROGRESS_S = 10.0
 _DRAIN_CALL_S = 10.0
 _DRAIN_POLL_S = 0.2
 _DRAIN_ATTEMPTS = 10
-_CAUSE_CHARACTERS = 400
+_WATCH_S = 5.0
 _FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
 
 
@@ -42,7 +40,7 @@ def serve_until_stopped(recipe: ServeRecipe) -> None:
     """
     stop = threading.Event()
     with _signals_set(stop), serving(recipe, stop):
-        stop.wait()
+        _say_what_changes(recipe, stop)
         print("serve: stopping", flush=True)
 
 
@@ -63,13 +61,15 @@ def serving(recipe: ServeRecipe, stop: threading.Event | None = None) -> Generat
     with ray_cluster(recipe.ray, recipe.needed_cpus(), purpose, needed_gpus=recipe.needed_gpus()):
         # Ray has just put its own handlers in the place of ours.
         _set_signals(stop)
-        with deployed(recipe, stop, began):
-            yield base_url(recipe)
+        with deployed(recipe, stop, began) as url:
+            yield url
 
 
 @contextmanager
-def deployed(recipe: ServeRecipe, stop: threading.Event, began: float) -> Generator[None]:
+def deployed(recipe: ServeRecipe, stop: threading.Event, began: float) -> Generator[str]:
     """Has the application up within the block, on the Ray cluster that this process is connected to.
+
+    Gives the endpoint's base URL, as `serving`.
 
     Args:
         recipe: what to serve.
@@ -79,18 +79,20 @@ def deployed(recipe: ServeRecipe, stop: threading.Event, began: float) -> Genera
     Raises:
         ConfigError: a model does not start; with the cause.
     """
+    since_s = None
     try:
         _start(recipe)
-        if _wait_until_ready(recipe, stop, began):
-            _announce(recipe, began)
-            yield
-            # A second signal ends the wait.
+        since_s = _deployed_at()
+        found = _wait_until_ready(recipe, stop, began)
+        if found:
+            _announce(recipe, found, began)
+        yield found[0].url if found else base_url(recipe.host, recipe.port)
+        # A second signal ends the wait.
+        if found and _deployed_at() == since_s:
             with _signals_set(threading.Event()) as hurry:
                 drain(recipe, hurry)
-        else:
-            yield
     finally:
-        _end()
+        _end(since_s)
 
 
 def check_before_start(recipe: ServeRecipe) -> None:
@@ -100,23 +102,11 @@ def check_before_start(recipe: ServeRecipe) -> None:
         ConfigError: the port is taken, or the address is not one of this machine.
         CheckpointError: a model folder is missing, or was trained with another chat template.
     """
-    with socket.socket(socket.AF_INET6 if ":" in recipe.host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((recipe.host, recipe.port))
-        except OSError as error:
-            raise ConfigError(
-                f"port {recipe.port} on {recipe.host}: {(error.strerror or str(error)).lower()}; "
-                "choose another with --set port=N"
-            ) from None
+    if not ray_address():
+        # On a cluster that is up, another node's may be the one that counts.
+        check_port(recipe)
     for model in recipe.models:
         check_model_folder(model_folder(model.path), model.chat_template)
-
-
-def base_url(recipe: ServeRecipe) -> str:
-    """Where the server can be reached from this machine."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(recipe.host, recipe.host)
-    return f"http://{host}:{recipe.port}"
 
 
 def _import_engine_meanwhile() -> None:
@@ -144,26 +134,30 @@ def _start(recipe: ServeRecipe) -> None:
     from janus_ray.serve.app import APP_NAME, build
 
     _quiet()
+    if ray_address():
+        check_cluster_ports(recipe)
     serve.start(
-        proxy_location="HeadOnly",
+        proxy_location=recipe.proxy_location,
         http_options={"host": recipe.host, "port": recipe.port},
         logging_config={"enable_access_log": False},
     )
+    if ray_address() and APP_NAME in serve.status().applications:
+        print(f"serve: takes the place of the application {APP_NAME!r} that runs on this cluster", flush=True)
     application = build(resolved(recipe))
     _quiet()
     target = serve.RunTarget(application, name=APP_NAME, logging_config=LoggingConfig(enable_access_log=False))
     serve.run_many([target], wait_for_applications_running=False)
 
 
-def _wait_until_ready(recipe: ServeRecipe, stop: threading.Event, began: float) -> bool:
-    """Waits until /health says that every model has answered; False when a signal came first."""
+def _wait_until_ready(recipe: ServeRecipe, stop: threading.Event, began: float) -> list[Entrance] | None:
+    """Waits until /health says that every model has answered; None when a signal came first."""
     deadline = began + recipe.start_timeout_s
     progress = time.monotonic() + _PROGRESS_S
     while not stop.wait(_POLL_S):
         running, states = _state(recipe)
         # An application that this one replaces may answer for a while.
-        if running and _healthy(base_url(recipe)):
-            return True
+        if running and (found := answer_health(recipe)):
+            return found
         if time.monotonic() > deadline:
             raise ConfigError(
                 f"the models were not ready after {recipe.start_timeout_s:g} s ({states}); logs: {_logs()}"
@@ -171,15 +165,7 @@ def _wait_until_ready(recipe: ServeRecipe, stop: threading.Event, began: float) 
         if time.monotonic() > progress:
             progress += _PROGRESS_S
             print(f"serve: {states} after {time.monotonic() - began:.0f} s", flush=True)
-    return False
-
-
-def _healthy(url: str) -> bool:
-    try:
-        with open_directly(f"{url}/health", 5) as answer:
-            return answer.status == 200
-    except (OSError, http.client.HTTPException):
-        return False
+    return None
 
 
 def _state(recipe: ServeRecipe) -> tuple[bool, str]:
@@ -199,8 +185,6 @@ def _state(recipe: ServeRecipe) -> tuple[bool, str]:
     for name, deployment in application.deployments.items():
         if deployment.status in _FAILED:
             reason = cause(deployment.message)
-            if "Engine core" in reason:
-                reason = engine_cause(Path(_logs())) or reason
             raise ConfigError(f"{shown.get(name, name)} did not start: {reason}; logs: {_logs()}")
     if application.status in _FAILED:
         raise ConfigError(f"the application did not start: {cause(application.message)}; logs: {_logs()}")
@@ -208,42 +192,55 @@ def _state(recipe: ServeRecipe) -> tuple[bool, str]:
     return application.status == "RUNNING", ", ".join(f"{shown.get(name, name)} {state}" for name, state in up.items())
 
 
-def cause(message: str) -> str:
-    """What went wrong, from a message that ends in a traceback: the last exception with its text, on one line."""
-    named = re.findall(r"^(?:\w+\.)*(\w*(?:Error|Exception): .+(?:\n[ \t]+\S.*)*)", message, flags=re.MULTILINE)
-    text = " ".join((named[-1] if named else message).split())
-    return text[:_CAUSE_CHARACTERS] or "no reason was given"
-
-
-def engine_cause(logs: Path) -> str | None:
-    """What stopped the engine's own process, which tells its replica only that it has stopped.
-
-    Args:
-        logs: Ray's log folder on this node; the engine writes to its replica's standard error there.
-    """
-    for file in sorted(logs.glob("worker-*.err"), key=lambda path: path.stat().st_mtime, reverse=True):
-        lines = [line for line in file.read_text(errors="replace").splitlines() if line.startswith("(EngineCore")]
-        named = [match[1] for line in lines if (match := re.search(r"\b(\w+(?:Error|Exception): .+)", line))]
-        if named:
-            return named[-1][:_CAUSE_CHARACTERS]
-    return None
-
-
 def _logs() -> str:
-    """Ray's log folder: gateway and models under serve/, their standard error in worker-*.err."""
-    from ray._private.worker import global_worker
+    """Ray's log folder, in words: gateway and models under serve/, their standard error in worker-*.err."""
+    import ray
 
-    node: Any = global_worker.node
-    return node.get_logs_dir_path()
+    alone = sum(node["Alive"] for node in ray.nodes()) == 1
+    return logs_folder() if alone else f"{logs_folder()} of the node in question"
 
 
-def _announce(recipe: ServeRecipe, began: float) -> None:
-    url = base_url(recipe)
+def _announce(recipe: ServeRecipe, found: list[Entrance], began: float) -> None:
+    first, *others = found
     print(f"serve: ready after {time.monotonic() - began:.0f} s")
-    print(f"  page    {url}/")
-    print(f"  API     {url}/v1")
+    print(f"  page    {first.url}/{'' if first.is_here or first.reaches else f' (on node {first.address} only)'}")
+    print(f"  API     {first.url}/v1")
+    if others:
+        print(f"  also    {', '.join(map(str, others))}")
     print(f"  models  {', '.join(model.model_id for model in recipe.models)}")
     print(f"  logs    {_logs()}", flush=True)
+
+
+def _say_what_changes(recipe: ServeRecipe, stop: threading.Event) -> None:
+    """Prints how many replicas each model has whenever that changes, until the event is set."""
+    said = running_replicas(recipe)
+    while not stop.wait(_WATCH_S):
+        now = running_replicas(recipe)
+        for model in recipe.models:
+            before, up = said.get(model.model_id, 0), now.get(model.model_id, 0)
+            if before != up:
+                print(
+                    f"serve: model {model.model_id}: {up} of {before} replicas up"
+                    if up < before
+                    else f"serve: model {model.model_id}: {up} replicas up",
+                    flush=True,
+                )
+        said = now
+
+
+def running_replicas(recipe: ServeRecipe) -> dict[str, int]:
+    """How many replicas of each model are up."""
+    from ray import serve
+
+    from janus_ray.serve.app import APP_NAME
+
+    application = serve.status().applications.get(APP_NAME)
+    found = application.deployments if application else {}
+    return {
+        model.model_id: found[model.deployment_name].replica_states.get("RUNNING", 0)
+        for model in recipe.models
+        if model.deployment_name in found
+    }
 
 
 def drain(recipe: ServeRecipe, hurry: threading.Event | None = None) -> None:
@@ -288,14 +285,27 @@ def _answering() -> int:
     return 0
 
 
-def _end() -> None:
-    """Takes our application down on a cluster that stays up; a cluster of our own ends with everything on it."""
-    if ray_address():
+def _end(since_s: float | None) -> None:
+    """Takes our application down on a cluster that stays up; a cluster of our own ends with everything on it.
+
+    Not the one of another job, which has taken our place since.
+    """
+    if ray_address() and since_s is not None and _deployed_at() == since_s:
         from ray import serve
 
         from janus_ray.serve.app import APP_NAME
 
         serve.delete(APP_NAME)
+
+
+def _deployed_at() -> float | None:
+    """When the application that runs now was deployed; None where none does."""
+    from ray import serve
+
+    from janus_ray.serve.app import APP_NAME
+
+    application = serve.status().applications.get(APP_NAME)
+    return application.last_deployed_time_s if application else None
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from janus_ray.chat import ChatTemplate
-from janus_ray.config import PathText, RayConfig, Recipe
+from janus_ray.config import OPERATIONAL, PathText, RayConfig, Recipe
 from janus_ray.records import DIMENSIONS
 from janus_ray.text import is_blank
 from janus_ray.values.value import Value
 
 DEPLOYMENT_PREFIX = "model:"
+_REPORT_S = 2.0
 
 
 class GivenValue(Value):
@@ -90,8 +91,20 @@ class ServedModel(Recipe):
     """Replicas that are always up."""
     max_replicas: int = Field(default=1, ge=1)
     """Replicas at full load."""
+    initial_replicas: int | None = Field(default=None, ge=1, json_schema_extra=OPERATIONAL)
+    """Replicas at the start, from min_replicas to max_replicas; None takes min_replicas."""
     target_ongoing_requests: int = Field(default=24, ge=1)
     """Requests in a replica at which the autoscaler adds one; about three quarters of max_num_seqs works well."""
+    look_back_s: float = Field(default=10.0, ge=1, le=3600, json_schema_extra=OPERATIONAL)
+    """The autoscaler takes the mean load of this time, in seconds. Shorter follows a burst sooner, and is more often
+    wrong about it."""
+    upscale_delay_s: float = Field(default=5.0, ge=0, le=86400, json_schema_extra=OPERATIONAL)
+    """How long the load must ask for more replicas before there are more, in seconds. With look_back_s a step in the
+    load is answered after 5 to 15 s; starting a replica of a 7B model takes a minute or two on top. Ray's own 30 s,
+    after a mean over 30 s, came when a load of 75 s was over."""
+    downscale_delay_s: float = Field(default=300.0, ge=0, le=86400, json_schema_extra=OPERATIONAL)
+    """How long the load must ask for fewer replicas before there are fewer, in seconds. A few times what a start takes:
+    a replica given up too early costs a start, one kept too long its idle time (Ray's own: 600 s)."""
     max_num_seqs: int = Field(default=32, ge=1)
     """Sequences that the engine decodes together."""
     max_ongoing_requests: int = Field(default=64, ge=1)
@@ -102,6 +115,25 @@ class ServedModel(Recipe):
     """How long a replica that is to stop may finish what it is answering, in seconds."""
     enforce_eager: bool | None = None
     """Run without compiled graphs: starts sooner, decodes slower. None does so on CPUs only."""
+
+    @property
+    def first_replicas(self) -> int:
+        """Replicas at the start."""
+        return self.initial_replicas or self.min_replicas
+
+    def scaling(self) -> dict[str, Any]:
+        """How many replicas, and when there are more or fewer, in the words of Serve's autoscaler."""
+        return {
+            "min_replicas": self.min_replicas,
+            "max_replicas": self.max_replicas,
+            "initial_replicas": self.first_replicas,
+            "target_ongoing_requests": self.target_ongoing_requests,
+            "look_back_period_s": self.look_back_s,
+            # How often the gateways report. Ray's own 10 s would be added to every delay.
+            "metrics_interval_s": min(_REPORT_S, self.look_back_s / 2),
+            "upscale_delay_s": self.upscale_delay_s,
+            "downscale_delay_s": self.downscale_delay_s,
+        }
 
     @property
     def deployment_name(self) -> str:
@@ -116,6 +148,11 @@ class ServedModel(Recipe):
             raise ValueError("kv_cache_gib applies only with num_gpus = 0")
         if self.max_replicas < self.min_replicas:
             raise ValueError(f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}")
+        if self.initial_replicas and not self.min_replicas <= self.initial_replicas <= self.max_replicas:
+            raise ValueError(
+                f"initial_replicas {self.initial_replicas} is not between min_replicas {self.min_replicas} and "
+                f"max_replicas {self.max_replicas}"
+            )
         if self.target_ongoing_requests > self.max_ongoing_requests:
             raise ValueError(
                 f"target_ongoing_requests {self.target_ongoing_requests} can never be reached: "
@@ -134,6 +171,9 @@ class ServeRecipe(Recipe):
     Where a YAML file is deployed, its http_options say this."""
     port: int = Field(default=8000, ge=1, le=65535)
     """Port to listen on. Where a YAML file is deployed, its http_options say this."""
+    proxy_location: Literal["HeadOnly", "EveryNode"] = Field(default="HeadOnly", json_schema_extra=OPERATIONAL)
+    """Where requests come in: on the cluster's head node, or on every node with a replica, with a load balancer before
+    them. Where a YAML file is deployed, its own proxy_location says this."""
     gateway_replicas: int = Field(default=1, ge=1)
     """Gateway processes; one carries a few hundred requests/s and reserves one CPU."""
     max_tokens: int = Field(default=2048, ge=1)
@@ -166,9 +206,9 @@ class ServeRecipe(Recipe):
         return self
 
     def needed_cpus(self) -> float:
-        """Logical CPUs held at the same time by the gateway and the smallest number of replicas."""
-        return self.gateway_replicas + sum(model.min_replicas * model.cpus_per_replica for model in self.models)
+        """Logical CPUs held at the same time by the gateway and the replicas of the start."""
+        return self.gateway_replicas + sum(model.first_replicas * model.cpus_per_replica for model in self.models)
 
     def needed_gpus(self) -> float:
-        """GPUs held at the same time by the smallest number of replicas."""
-        return sum(model.min_replicas * model.num_gpus for model in self.models)
+        """GPUs held at the same time by the replicas of the start."""
+        return sum(model.first_replicas * model.num_gpus for model in self.models)

@@ -17,7 +17,8 @@ import pytest
 from janus_ray import chat
 from janus_ray.config import validate
 from janus_ray.model_folder import write_template_record
-from janus_ray.serve.launch import base_url, deployed
+from janus_ray.serve.ingress import base_url
+from janus_ray.serve.launch import deployed
 from janus_ray.serve.recipe import ServeRecipe
 
 MODEL = "tiny/model-1.0"
@@ -115,13 +116,15 @@ def served(tiny_model: Path, shared_ray_cluster: None) -> Iterator[Served]:
     recipe = recipe_for(tiny_model, free_port())
     statuses: list[int] = []
     stop = threading.Event()
-    watcher = threading.Thread(target=_watch_health, args=[base_url(recipe), statuses, stop], daemon=True)
+    watcher = threading.Thread(
+        target=_watch_health, args=[base_url(recipe.host, recipe.port), statuses, stop], daemon=True
+    )
     watcher.start()
     try:
-        with deployed(recipe, threading.Event(), time.monotonic()):
+        with deployed(recipe, threading.Event(), time.monotonic()) as url:
             stop.set()
             watcher.join()
-            yield Served(recipe, base_url(recipe), statuses)
+            yield Served(recipe, url, statuses)
     finally:
         stop.set()
         serve.shutdown()

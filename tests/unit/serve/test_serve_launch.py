@@ -1,11 +1,15 @@
 import json
 import socket
+import subprocess
+import sys
 
 import pytest
 
 from janus_ray.config import validate
 from janus_ray.errors import CheckpointError, ConfigError
-from janus_ray.serve.launch import _healthy, cause, check_before_start, engine_cause
+from janus_ray.serve.causes import cause, engine_cause
+from janus_ray.serve.ingress import base_url, healthy
+from janus_ray.serve.launch import check_before_start
 from janus_ray.serve.recipe import ServeRecipe
 from tests.loopback import Reply, loopback
 
@@ -51,9 +55,9 @@ def test_a_server_on_this_machine_is_asked_without_the_proxy(monkeypatch):
             monkeypatch.setenv(name, f"http://127.0.0.1:{closed.getsockname()[1]}")
         monkeypatch.delenv("no_proxy", raising=False)
         monkeypatch.delenv("NO_PROXY", raising=False)
-        assert _healthy(f"{endpoint.url}/models?")
+        assert healthy(f"{endpoint.url}/models?")
         # There is no /health, but an answer.
-        assert not _healthy(endpoint.url)
+        assert not healthy(endpoint.url)
 
 
 def test_the_cause_is_the_last_exception_with_all_it_says():
@@ -74,15 +78,47 @@ RuntimeError: Failed to create the engine: 1 validation error for ModelConfig
     assert cause("") == "no reason was given"
 
 
-def test_the_engines_own_cause_is_found_in_its_log(tmp_path):
-    assert engine_cause(tmp_path) is None
-    (tmp_path / "worker-1.err").write_text(
+def test_what_a_replica_wraps_is_named_by_itself():
+    assert (
+        cause("ray.exceptions.X\nRuntimeError: SafetensorError: header too large")
+        == "SafetensorError: header too large"
+    )
+    assert cause("RuntimeError: the warm-up request failed: x") == "RuntimeError: the warm-up request failed: x"
+
+
+def test_the_engines_own_cause_is_found_in_the_log_that_it_shares_with_its_replica():
+    assert engine_cause("") is None
+    log = (
         "ValueError: of the replica\n"
         "(EngineCore pid=7) ERROR core.py:1 RuntimeError: first\n"
         "(EngineCore pid=7) safetensors.SafetensorError: header too large\n"
         "(EngineCore pid=7) and so on\n"
     )
-    assert engine_cause(tmp_path) == "SafetensorError: header too large"
+    assert engine_cause(log) == "SafetensorError: header too large"
+
+
+def test_a_process_reads_what_it_has_written_to_standard_error(tmp_path):
+    code = "import sys; from janus_ray.serve.causes import own_log; print('a line', file=sys.stderr); print(own_log())"
+    with (tmp_path / "err").open("w") as err:
+        read = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=err, text=True, check=True)
+    assert read.stdout.strip() == "a line"
+    piped = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert piped.stdout.strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:80"),
+        ("0.0.0.0", "http://10.0.0.7:80"),
+        ("::", "http://10.0.0.7:80"),
+        ("::1", "http://[::1]:80"),
+        ("node.internal", "http://node.internal:80"),
+    ],
+)
+def test_where_a_server_is_reached(host, url):
+    assert base_url(host, 80, "10.0.0.7") == url
+    assert base_url("::", 80, "fd00::2") == "http://[fd00::2]:80"
 
 
 def test_the_job_refuses_in_one_line(run_job_process, tmp_path):
