@@ -137,6 +137,8 @@ def run_job(
     run: Callable[[AnyRecipe, IfExists], None],
     doc: str | None,
     arguments: Sequence[str] | None = None,
+    *,
+    load: Callable[[type[AnyRecipe], Sequence[str], Sequence[str]], AnyRecipe] = load_recipe,
 ) -> NoReturn:
     """The process boundary of a job: parse, run, and turn an error for a person into one line and exit code 2."""
     parsed = job_arguments(doc).parse_args(arguments)
@@ -145,7 +147,7 @@ def run_job(
     keep_native_logs_off_the_terminal()
     end_on_signals()
     try:
-        recipe = load_recipe(recipe_type, parsed.recipes, parsed.overrides)
+        recipe = load(recipe_type, parsed.recipes, parsed.overrides)
         if parsed.dry_run:
             print(json.dumps(resolved(recipe), indent=2))
         else:

@@ -5,10 +5,16 @@ Serves  /v1/chat/completions, /v1/models, /health, and a page at /
 Ends    with Ctrl-C or SIGTERM
 
     python -m jobs.serve jobs/recipes/miniature_serve.toml
+
+A Serve config file is checked before `serve deploy`, which itself says success whatever stands in it; `serve status`
+tells how it went:
+
+    python -m jobs.serve deploy/serve_janus_7b.yaml --dry-run
 """
 
 from janus_ray.config import IfExists
 from janus_ray.job import run_job
+from janus_ray.serve.config_file import load_served
 from janus_ray.serve.recipe import ServeRecipe
 
 
@@ -20,4 +26,4 @@ def run(recipe: ServeRecipe, _: IfExists) -> None:
 
 
 if __name__ == "__main__":
-    run_job(ServeRecipe, run, __doc__)
+    run_job(ServeRecipe, run, __doc__, load=load_served)

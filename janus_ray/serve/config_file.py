@@ -20,6 +20,7 @@ from janus_ray.text import one_line
 BUILDER = "janus_ray.serve.app:build"
 _SUFFIXES = (".yaml", ".yml")
 _GATEWAY = "gateway"
+_MERGE = "tag:yaml.org,2002:merge"
 
 
 def load_served(recipe_type: type[AnyRecipe], files: Sequence[Path | str], overrides: Sequence[str] = ()) -> AnyRecipe:
@@ -51,6 +52,9 @@ def recipe_values(file: Path) -> dict[str, Any]:
         first = error.errors(include_url=False)[0]
         path = ".".join(map(str, first["loc"])) or "file"
         raise ConfigError(f"{file}: {path}: {one_line(first['msg'])}") from None
+    # Serve's own checks take for granted that a section is one.
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{file}: Serve cannot read this: {one_line(str(error))}") from None
     for unknown, allowed in _passed_over(written, ServeDeploySchema, ""):
         raise ConfigError(f"{file}: {unknown}: unknown key, which Serve would pass over; allowed: {', '.join(allowed)}")
     ours = [application for application in schema.applications if application.import_path == BUILDER]
@@ -87,16 +91,18 @@ def _read(file: Path) -> dict[str, Any]:
         """YAML in which a key that stands twice is an error; elsewhere the last one wins in silence."""
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
-            for index, key in enumerate(keys):
-                if key in keys[:index]:
-                    raise ConfigError(
-                        f"{file}: {key} stands twice in one section, line {node.value[index][0].start_mark.line + 1}"
-                    )
+            seen: list[Any] = []
+            for key, _ in node.value:
+                # "<<" is no key: it takes in another section.
+                value = None if key.tag == _MERGE else self.construct_object(key, deep=deep)
+                if value is not None and value in seen:
+                    line = key.start_mark.line + 1
+                    raise ConfigError(f"{file}: {one_line(str(value))} stands twice in one section, line {line}")
+                seen.append(value)
             return super().construct_mapping(node, deep)
 
     try:
-        values = yaml.load(file.read_bytes(), OnceOnly)  # noqa: S506 - a SafeLoader
+        values = yaml.load(file.read_bytes(), OnceOnly)
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:

@@ -159,7 +159,9 @@ def on_node(node_id: str, function: Callable[..., Any], *arguments: Any) -> Any:
     if node_id == ray.get_runtime_context().get_node_id():
         return function(*arguments)
     there = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    task: Any = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(function)
+    # The type checker knows fewer scheduling strategies than Ray.
+    remote: Any = ray.remote
+    task = remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(function)
     return ray.get(task.remote(*arguments), timeout=_ON_NODE_S)
 
 

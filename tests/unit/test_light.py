@@ -13,6 +13,7 @@ import pytest
 
 from janus_ray.config import load_recipe
 from janus_ray.job import job_arguments
+from janus_ray.serve.config_file import load_served
 
 REPOSITORY = Path(__file__).parent.parent.parent
 LIGHT = [
@@ -76,7 +77,8 @@ def test_every_documented_command_parses(command):
     job = module.removeprefix("jobs.")
     assert job in JOBS, f"no such job: {job}"
     parsed = job_arguments("").parse_args(arguments)
-    load_recipe(recipe_type_of(job), [REPOSITORY / recipe for recipe in parsed.recipes], parsed.overrides)
+    load = load_served if job == "serve" else load_recipe
+    load(recipe_type_of(job), [REPOSITORY / recipe for recipe in parsed.recipes], parsed.overrides)
 
 
 def test_each_job_is_thin():

@@ -190,6 +190,15 @@ def test_a_server_that_stops_finishes_its_answers_and_takes_no_more(served, clie
     assert ended[0] > finished - 0.5
 
 
+def test_the_scaling_fields_arrive_in_serve(served):
+    from ray.serve.context import _get_global_client
+
+    deployments = _get_global_client().get_serve_details()["applications"][APP_NAME]["deployments"]
+    (model,) = served.recipe.models
+    config = deployments[model.deployment_name]["deployment_config"]["autoscaling_config"]
+    assert {name: config[name] for name in model.scaling()} == model.scaling()
+
+
 def test_a_model_that_cannot_start_is_reported_with_its_cause(served):
     model = served.recipe.models[0].model_copy(update={"max_model_len": 4096})
     recipe = served.recipe.model_copy(update={"models": [model]})
