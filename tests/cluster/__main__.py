@@ -1,0 +1,105 @@
+"""make cluster-test: the jobs on a real local cluster of three nodes, one of which dies in each stage.
+
+    python -m tests.cluster [collect train serve evaluate] [--json FILE] [--pictures FOLDER]
+
+A head that takes no work and two workers are started (more take the place of those that are killed), the jobs run as a
+user runs them, and a table says what the death of a node cost. Exit code 0: every stage recovered and lost no row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from janus_ray.miniature.server import JUDGE, TEACHER
+from tests.cluster.nodes import LocalCluster
+from tests.cluster.pictures import take_pictures
+from tests.cluster.stages import Outcome, Stages, answer_as_the_miniature
+from tests.loopback import loopback
+
+CPUS_PER_WORKER = 4
+NAMES = ("collect", "train", "serve", "evaluate")
+_COLUMNS = ("stage", "recovered", "nodes", "requests", "requests_sent_twice", "requests_failed")
+_MORE = ("rows", "rows_lost", "steps", "steps_lost", "seconds_lost")
+
+
+def main() -> int:
+    """Runs the stages that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "stages", nargs="*", default=[], metavar="STAGE", help=f"of {', '.join(NAMES)}; all if none is named"
+    )
+    parser.add_argument("--json", type=Path, default=None, help="where the numbers go")
+    parser.add_argument("--pictures", type=Path, default=None, help="folder for pictures of the dashboard")
+    parser.add_argument(
+        "--inputs", type=Path, default=None, help="folder of an earlier run, for a stage without its predecessors"
+    )
+    arguments = parser.parse_args()
+    unknown = set(arguments.stages) - set(NAMES)
+    if unknown:
+        parser.error(f"no such stage: {', '.join(sorted(unknown))}")
+    # So that the cluster is taken down whatever ends us.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    folder = Path(tempfile.mkdtemp(prefix="janus-cluster-"))
+    if arguments.inputs:
+        shutil.copytree(arguments.inputs, folder, dirs_exist_ok=True)
+    began = time.monotonic()
+    outcomes = run(arguments.stages or list(NAMES), folder, arguments.pictures)
+    print_table(outcomes)
+    print(f"{time.monotonic() - began:.0f} s in all; files of the run: {folder}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps([outcome.as_row() for outcome in outcomes], indent=2) + "\n")
+    return 0 if all(outcome.recovered and not outcome.rows_lost for outcome in outcomes) else 1
+
+
+def run(names: list[str], folder: Path, pictures: Path | None) -> list[Outcome]:
+    """The outcomes of the stages, in order."""
+    cluster = LocalCluster(CPUS_PER_WORKER)
+    outcomes: list[Outcome] = []
+    try:
+        with loopback(answer_as_the_miniature, models=(TEACHER, JUDGE)) as endpoint:
+            _say("starting a head and two workers")
+            cluster.start(2)
+            stages = Stages(cluster, folder, endpoint)
+            for name in NAMES:
+                if name not in names:
+                    continue
+                _say(name)
+                cluster.wait_for_workers()
+                if name == "evaluate" and stages.server is None:
+                    stages.start_server()
+                outcomes.append(getattr(stages, name)())
+                _say(f"{name}: {outcomes[-1]}")
+            if pictures:
+                cluster.wait_for_workers()
+                take_pictures(cluster.dashboard, pictures, ("cluster", "jobs"))
+            stages.close()
+    finally:
+        cluster.close()
+    return outcomes
+
+
+def print_table(outcomes: list[Outcome]) -> None:
+    """What each death cost."""
+    columns = (*_COLUMNS, *_MORE)
+    print("\n" + "  ".join(column.replace("_", " ") for column in columns))
+    for outcome in outcomes:
+        row = outcome.as_row()
+        print("  ".join(f"{row[column]!s:>{len(column)}}" for column in columns))
+    for outcome in outcomes:
+        for line in filter(None, [outcome.said, *outcome.notes]):
+            print(f"{outcome.stage}: {line}")
+
+
+def _say(line: str) -> None:
+    print(f"==> {line}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
