@@ -27,6 +27,7 @@ REPOSITORY = Path(__file__).parents[2]
 _START_S = 120.0
 _END_S = 20.0
 _POLL_S = 0.5
+_SHOWN = 2000
 _OBJECT_STORE_BYTES = 100_000_000
 
 
@@ -127,7 +128,12 @@ class LocalCluster:
             found = self.alive()
             return found if all(node.address in found for node in self.workers) else None
 
-        found = wait_for("the worker nodes", ids, _START_S)
+        try:
+            found = wait_for("the worker nodes", ids, _START_S)
+        except AssertionError:
+            for log in sorted(self.folder.glob("node-*.log")):
+                print(f"--- {log.name}\n{log.read_text(errors='replace')[-_SHOWN:]}")
+            raise
         for node in self.workers:
             node.node_id = found[node.address]
 
