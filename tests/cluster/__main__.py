@@ -74,8 +74,7 @@ def run(names: list[str], folder: Path, pictures: Path | None) -> list[Outcome]:
                 cluster.wait_for_workers()
                 if name == "evaluate" and stages.server is None:
                     stages.start_server()
-                outcomes.append(getattr(stages, name)())
-                _say(f"{name}: {outcomes[-1]}")
+                outcomes.append(_outcome(stages, name))
             if pictures:
                 cluster.wait_for_workers()
                 take_pictures(cluster.dashboard, pictures, ("cluster", "jobs"))
@@ -83,6 +82,16 @@ def run(names: list[str], folder: Path, pictures: Path | None) -> list[Outcome]:
     finally:
         cluster.close()
     return outcomes
+
+
+def _outcome(stages: Stages, name: str) -> Outcome:
+    """The outcome of one stage; of one that could not be tried, why."""
+    try:
+        outcome = getattr(stages, name)()
+    except AssertionError as error:
+        outcome = Outcome(name, said=f"could not be tried: {error}")
+    _say(f"{name}: {'recovered' if outcome.recovered else 'did not recover'} {outcome.said}")
+    return outcome
 
 
 def print_table(outcomes: list[Outcome]) -> None:

@@ -84,6 +84,8 @@ class LocalCluster:
         self._started = 1
         self.workers: list[Node] = []
         self.head: Node | None = None
+        self.trouble: Exception | None = None
+        """Why the last question about the cluster had no answer."""
         # RAY_ADDRESS of this machine's own clusters is none of ours.
         self.environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "RAY_TMPDIR": str(self.folder)}
         self.environment.pop("RAY_ADDRESS", None)
@@ -144,7 +146,8 @@ class LocalCluster:
         try:
             nodes: list[Any] = list_nodes(self.dashboard, timeout=10)
         # While the head starts or is busy; whoever waits asks again.
-        except Exception:
+        except Exception as error:
+            self.trouble = error
             return {}
         return {node.node_ip: node.node_id for node in nodes if node.state == "ALIVE"}
 
@@ -155,7 +158,8 @@ class LocalCluster:
         try:
             actors: list[Any] = list_actors(self.dashboard, filters=[("state", "=", "ALIVE")], limit=1000, timeout=10)
         # As in `alive`.
-        except Exception:
+        except Exception as error:
+            self.trouble = error
             return {}
         found: dict[str, list[int]] = {}
         for actor in actors:
