@@ -1,7 +1,7 @@
-"""Generates dashboards/overview.json, the overview for Grafana, from the panels below.
+"""Generates overview.json, the overview for Grafana, from the panels below, and metrics.md, a table of our metrics.
 
-    python dashboards/generate.py            writes it
-    python dashboards/generate.py --check    exit code 1 where the committed file is another
+    python dashboards/generate.py            writes them
+    python dashboards/generate.py --check    exit code 1 where a committed file is another
 
 Names of our own metrics come from janus_ray/metrics.py; ray_serve_*, ray_vllm_* and ray_node_* are exported by Ray, and
 by vLLM through Ray. tests/local_ray/serve/test_dashboards.py asks a real Prometheus every query.
@@ -21,7 +21,7 @@ from grafana_foundation_sdk.models import dashboard as models
 
 from janus_ray import metrics as ours
 
-FILE = Path(__file__).parent / "overview.json"
+FOLDER = Path(__file__).parent
 UID = "janus-overview"
 _SOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
 _NO_GPU = "needs an NVIDIA GPU"
@@ -345,22 +345,32 @@ def _lines() -> Any:
     )
 
 
-def text() -> str:
-    """The file's text."""
-    return JSONEncoder(sort_keys=True, indent=2).encode(overview()) + "\n"
+def table() -> str:
+    """Our metrics as a table in Markdown."""
+    head = "# Our metrics\n\n| in Prometheus | kind | unit | labels | |\n|---|---|---|---|---|\n"
+    rows = [(f"`{each.series}`", each.kind, each.unit, ", ".join(each.labels), each.help) for each in ours.ALL]
+    return head + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def texts() -> dict[str, str]:
+    """The files' texts by name."""
+    return {"overview.json": JSONEncoder(sort_keys=True, indent=2).encode(overview()) + "\n", "metrics.md": table()}
 
 
 def main(arguments: list[str]) -> int:
-    """Writes the file, or with --check says whether it is what this code gives."""
+    """Writes the files, or with --check says which are not what this code gives."""
     if arguments not in ([], ["--check"]):
         print(__doc__, file=sys.stderr)
         return 2
-    if not arguments:
-        FILE.write_text(text())
-    elif not FILE.is_file() or FILE.read_text() != text():
-        print(f"{FILE}: is not what the code gives; run python dashboards/generate.py", file=sys.stderr)
-        return 1
-    return 0
+    stale = 0
+    for name, text in texts().items():
+        path = FOLDER / name
+        if not arguments:
+            path.write_text(text)
+        elif not path.is_file() or path.read_text() != text:
+            print(f"{path}: is not what the code gives; run python dashboards/generate.py", file=sys.stderr)
+            stale = 1
+    return stale
 
 
 if __name__ == "__main__":

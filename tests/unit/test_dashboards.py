@@ -24,18 +24,20 @@ def metric_names() -> set[str]:
     return {re.sub(r"_bucket$", "", name) for query in queries() for name in NAME.findall(query)}
 
 
-def test_the_committed_file_is_what_the_code_gives(tmp_path, monkeypatch, capsys):
+def test_the_committed_files_are_what_the_code_gives(tmp_path, monkeypatch, capsys):
     assert generate.main(["--check"]) == 0
-    monkeypatch.setattr(generate, "FILE", tmp_path / "overview.json")
-    assert generate.main(["--check"]) == 1 and "run python dashboards/generate.py" in capsys.readouterr().err
+    monkeypatch.setattr(generate, "FOLDER", tmp_path)
+    assert generate.main(["--check"]) == 1 and capsys.readouterr().err.count("run python dashboards/generate.py") == 2
     assert generate.main([]) == 0 and generate.main(["--check"]) == 0
-    (tmp_path / "overview.json").write_text(generate.text().replace("Latency", "Delay"))
-    assert generate.main(["--check"]) == 1
+    for name, text in generate.texts().items():
+        (tmp_path / name).write_text(text.replace("atency", "elay"))
+        assert generate.main(["--check"]) == 1 and name in capsys.readouterr().err
+        (tmp_path / name).write_text(text)
     assert generate.main(["--chekc"]) == 2
 
 
 def test_the_file_holds_every_panel_with_its_queries():
-    board = json.loads(generate.FILE.read_text())
+    board = json.loads((generate.FOLDER / "overview.json").read_text())
     shown = [panel for panel in board["panels"] if panel["type"] != "row"]
     assert [panel["title"] for panel in board["panels"] if panel["type"] == "row"] == list(generate.ROWS)
     assert [target["expr"] for panel in shown for target in panel["targets"]] == queries()
@@ -74,7 +76,7 @@ def test_no_panel_is_without_data_for_no_reason():
 
 
 def test_what_grafana_and_prometheus_are_given_can_be_read():
-    folder = generate.FILE.parent
+    folder = generate.FOLDER
     source = yaml.safe_load((folder / "provisioning/datasources/prometheus.yaml").read_text())
     assert source["datasources"][0]["type"] == "prometheus"
     providers = yaml.safe_load((folder / "provisioning/dashboards/dashboards.yaml").read_text())["providers"]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from janus_ray.llm import fanout
 from janus_ray.llm.fanout import _supply, shares, told_apart
-from janus_ray.llm.request import LLMRequest
+from janus_ray.llm.request import Completion, LLMRequest, Usage
 
 
 def ask(text, **changes):
@@ -47,3 +49,26 @@ def test_requests_are_taken_a_bounded_number_ahead_and_spread_over_all_actors(pa
     # Nobody waits while there is work, and nobody has a second share before all have their first.
     assert left == 0 or all(now == 4 * part for now, part in zip(load, parts, strict=True))
     assert count < sum(parts) or all(now >= part for now, part in zip(load, parts, strict=True))
+
+
+def test_what_was_sent_is_counted_and_what_the_ledger_knew_is_not_paid_for_again(monkeypatch):
+    counted = Counter()
+
+    def count(metric, value=1, **labels):
+        assert tuple(labels) == metric.labels
+        counted[metric.name, *labels.values()] += value
+
+    monkeypatch.setattr(fanout, "count", count)
+    fanout._count("evaluate", Completion("ok", "Yes.", usage=Usage(7, 2), sent=1))
+    fanout._count("evaluate", Completion("ok", "No.", usage=Usage(7, 2), sent=3))
+    fanout._count("evaluate", Completion("ok", "No.", usage=Usage(7, 2), sent=3).from_ledger())
+    fanout._count("evaluate", replace(Completion.failure("timeout", "late", 2), sent=2))
+    assert {name: value for name, value in counted.items() if value} == {
+        ("janus_asked", "evaluate", "ok"): 3,
+        ("janus_asked", "evaluate", "timeout"): 1,
+        ("janus_asked_sent", "evaluate"): 6,
+        ("janus_asked_retries", "evaluate"): 3,
+        ("janus_asked_ledger_hits", "evaluate"): 1,
+        ("janus_asked_tokens", "evaluate", "prompt"): 14,
+        ("janus_asked_tokens", "evaluate", "completion"): 4,
+    }
