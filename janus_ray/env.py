@@ -5,6 +5,7 @@ Read by us:
     JANUS_LOG_LEVEL     level of our own log lines: DEBUG, INFO (default), WARNING, ERROR
     JANUS_EXPECT_GPU    "1" turns a skipped gpu test into a failure (for machines that must have one)
     JANUS_MINIATURE_URL where the miniature's teacher and judge answer; unset, a job that needs them starts them
+    JANUS_CACHE_DIR     where models that lie on an object storage are kept on each machine (~/.cache/janus_ray)
     RAY_ADDRESS         connect to this Ray cluster instead of starting a local one
     HF_ENDPOINT         address of the Hugging Face hub, or of a mirror
     HF_HUB_OFFLINE      "1" takes models and datasets from the hub's cache alone
@@ -32,6 +33,7 @@ import ipaddress
 import os
 import tempfile
 import urllib.request
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -92,6 +94,13 @@ def log_level() -> str:
 def native_log_path(process: int | str | None = None) -> str:
     """Where a job keeps what native code writes to standard error; "*" stands for every job's."""
     return os.path.join(tempfile.gettempdir(), f"janus_ray-native-{process or os.getpid()}.log")
+
+
+def cache_folder() -> Path:
+    """Where models of an object storage are kept on this machine (JANUS_CACHE_DIR)."""
+    named = os.environ.get("JANUS_CACHE_DIR", "").strip()
+    base = os.environ.get("XDG_CACHE_HOME", "").strip() or "~/.cache"
+    return Path(os.path.expanduser(named or f"{base}/janus_ray"))
 
 
 def ray_address() -> str | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 
+from janus_ray.text import one_line
+
 # Spellings that the storages' own tools take, and the one that stands in messages and records.
 SCHEMES = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "abfs": "abfs", "abfss": "abfs", "az": "abfs"}
 ALLOWED = "a local path, s3://bucket/..., gs://bucket/... or abfs://container@account.dfs.core.windows.net/..."
@@ -16,22 +18,36 @@ _ACCOUNT = re.compile(r"[A-Za-z0-9$][A-Za-z0-9$-]*@[a-z0-9]+(\.[A-Za-z0-9-]+)+")
 
 
 def checked_path(text: str) -> str:
-    """The path as it is used from here on: "~" expanded, a URL in its one spelling without a slash at its end.
+    """The path of a recipe as it is used from here on, in the one spelling that `spelled_path` gives.
 
     Raises:
         ValueError: it cannot be a path of a kind that we read; the message says why and shows no secret.
     """
+    if not text.isprintable():
+        raise ValueError("must be a path without control characters")
+    expanded = spelled_path(text)
+    if is_url(expanded):
+        return expanded
+    if max(len(os.fsencode(part)) for part in expanded.split("/")) > _LONGEST_NAME or len(expanded) > _LONGEST_PATH:
+        raise ValueError(f"must be a path of at most {_LONGEST_PATH} characters with names of at most {_LONGEST_NAME}")
+    return expanded
+
+
+def spelled_path(text: str) -> str:
+    """The path with "~" expanded; a URL in its one spelling without a slash at its end.
+
+    Raises:
+        ValueError: it names nothing of a kind that we read.
+    """
     if not text.strip():
         raise ValueError("must not be empty")
-    if not text.isprintable():
+    if "\0" in text:
         raise ValueError("must be a path without control characters")
     if (url := _url(text)) is not None:
         return url
     expanded = os.path.expanduser(text)
     if expanded.startswith("~"):
         raise ValueError(f"{text.split('/')[0]}: no such user")
-    if max(len(os.fsencode(part)) for part in expanded.split("/")) > _LONGEST_NAME or len(expanded) > _LONGEST_PATH:
-        raise ValueError(f"must be a path of at most {_LONGEST_PATH} characters with names of at most {_LONGEST_NAME}")
     return expanded
 
 
@@ -67,7 +83,7 @@ def _url(text: str) -> str | None:
         # A file's name may hold a colon, and then stands behind no slashes.
         if "://" not in stripped and not slashes:
             return None
-        hint = " (what lies on the hub is named org/name)" if scheme == "hf" else ""
+        hint = " (what lies on the hub is named org/name)" if scheme == "hf" or "huggingface.co" in rest else ""
         raise ValueError(f"{_scheme_shown(stripped)}: unknown kind of path{hint}; allowed: {ALLOWED}")
     if slashes not in ("//", "///"):
         raise ValueError(f"must be written {scheme}://{'container' if SCHEMES[scheme] == 'abfs' else 'bucket'}/...")
@@ -75,7 +91,7 @@ def _url(text: str) -> str | None:
 
 
 def _scheme_shown(text: str) -> str:
-    return text.partition(":/")[0][:40] + "://"
+    return one_line(text.partition(":/")[0][:40]) + "://"
 
 
 def _local(slashes: str, rest: str) -> str:
@@ -103,6 +119,8 @@ def _object(scheme: str, rest: str) -> str:
         raise ValueError(
             f"a {scheme}:// path must not hold //, . or .. as a part: an object storage has no such folders"
         )
+    if not key.isprintable():
+        raise ValueError("must be a path without control characters")
     if "?" in key:
         raise ValueError(f"a {scheme}:// path must not hold ?: versions and options cannot be named")
     if len(key.encode("utf-8", "surrogateescape")) > _LONGEST_KEY:

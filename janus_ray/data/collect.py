@@ -12,10 +12,10 @@ import math
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+from upath import UPath
 
 from janus_ray.cluster import quiet_ray_data, ray_cluster
 from janus_ray.config import IfExists
@@ -29,7 +29,8 @@ from janus_ray.llm.endpoint import Endpoint, ReachedEndpoint
 from janus_ray.llm.ledger import Ledger
 from janus_ray.progress import ProgressLine
 from janus_ray.records import COLLECTION, INSTRUCTIONS, Instruction
-from janus_ray.store.folder import Input, OutputFolder, read_manifest
+from janus_ray.store.files import delete_files, files_below
+from janus_ray.store.folder import UNKNOWN, Ref, RunFolder, read_manifest
 from janus_ray.store.tables import read_parquet, write_parquet
 
 if TYPE_CHECKING:
@@ -87,31 +88,33 @@ def collect(recipe: CollectRecipe, if_exists: IfExists) -> dict[str, Any]:
 
     Args:
         recipe: what to do.
-        if_exists: see store.OutputFolder.
+        if_exists: see store.RunFolder.
 
     Raises:
         ConfigError, DataError: a source, the endpoint, the folder or the cluster is not as it must be.
         GenerationError: not one row succeeded; the folder stays unfinished and can be resumed.
     """
     instructions, source_counts = read_instructions(recipe.sources)
-    folder = OutputFolder(recipe.output_dir, recipe, if_exists)
-    inputs: dict[str, Any] = {f"source_{index}": source.path for index, source in enumerate(recipe.sources)}
+    folder = RunFolder(recipe.output_dir, recipe, if_exists)
+    inputs = {f"source_{index}": Ref.of(source.path) for index, source in enumerate(recipe.sources)}
+    folder.check_inputs(inputs)
     asked = None
-    if folder.finished and _has_named_weights(read_manifest(folder.path).get("inputs")):
+    if folder.finished and (before := folder.recorded().get("teacher")) and before.revision != UNKNOWN:
         # Made by weights that are known: a teacher that was retrained under its name makes another collection.
         asked = _asked(recipe.teacher, inputs)
-    if folder.finished_with(inputs):
+        folder.check_inputs(inputs)
+    if folder.finished:
         manifest = read_manifest(folder.path)
         if not manifest["counts"]["rows_failed"]:
             print(f"{folder.path}: already finished, {manifest['counts']['rows_ok']} rows; 0 requests sent")
             return manifest
         print(f"{folder.path}: trying {manifest['counts']['rows_failed']} failed rows again")
     teacher = asked or _asked(recipe.teacher, inputs)
+    folder.check_inputs(inputs, whole=True)
     print(f"collect: {len(instructions)} instructions x {recipe.num_sets} preference sets from {teacher.model}")
     with ray_cluster(recipe.ray, recipe.client_actors + 1, f"collect with {recipe.client_actors} client actors"):
-        folder.begin()
-        for stale in folder.path.glob("part-*.parquet"):
-            stale.unlink()
+        folder.begin(inputs)
+        delete_files(found for found in files_below(folder.path, deep=False) if found.name.startswith("part-"))
         counts = _write_rows(_annotated(instructions, recipe, teacher, folder.path), recipe, folder.path, instructions)
     if not counts["rows_ok"]:
         reason = next(filter(None, read_parquet(folder.path, ["error_message"])["error_message"].to_pylist()))
@@ -119,27 +122,21 @@ def collect(recipe: CollectRecipe, if_exists: IfExists) -> dict[str, Any]:
             f"teacher: {teacher.url}: all {counts['rows_failed']} rows failed, the first with: {reason}"
         )
     manifest = folder.finish(
-        inputs=inputs,
         counts={**source_counts, "instructions": len(instructions), **counts},
     )
     _print_summary(manifest["counts"], folder.path)
     return manifest
 
 
-def _asked(teacher: Endpoint, inputs: dict[str, Any]) -> Endpoint:
-    """The teacher as it answers now; where it tells its weights, they are an input of the collection."""
+def _asked(teacher: Endpoint, inputs: dict[str, Ref]) -> Endpoint:
+    """The teacher as it answers now, whose weights are an input of the collection."""
     reached = teacher.reached(check_endpoint(teacher, "teacher"))
-    if reached.weights_id:
-        inputs["teacher"] = Input(f"{teacher.address} {teacher.model}", reached.weights_id)
+    inputs["teacher"] = Ref(f"{teacher.address} {teacher.model}", reached.weights_id or UNKNOWN)
     return reached
 
 
-def _has_named_weights(inputs: object) -> bool:
-    return isinstance(inputs, dict) and "teacher" in inputs
-
-
 def _annotated(
-    instructions: list[Instruction], recipe: CollectRecipe, teacher: Endpoint, folder: Path
+    instructions: list[Instruction], recipe: CollectRecipe, teacher: Endpoint, folder: UPath
 ) -> ray.data.Dataset:
     """The lazy dataset of annotated rows, in the order in which they are finished."""
     import ray.data
@@ -174,7 +171,7 @@ def _annotated(
 
 
 def _write_rows(
-    dataset: ray.data.Dataset, recipe: CollectRecipe, folder: Path, instructions: list[Instruction]
+    dataset: ray.data.Dataset, recipe: CollectRecipe, folder: UPath, instructions: list[Instruction]
 ) -> dict[str, Any]:
     """Writes the rows as they come, whole files at a time, and counts them."""
     progress = ProgressLine("collect: rows", len(instructions) * recipe.num_sets)
@@ -218,7 +215,7 @@ def _full_files(pending: list[pa.Table], rows_per_file: int, *, last: bool) -> I
         yield table.slice(0, rows_per_file).sort_by([("prompt_id", "ascending"), ("set_index", "ascending")])
 
 
-def _print_summary(counts: dict[str, Any], folder: Path) -> None:
+def _print_summary(counts: dict[str, Any], folder: UPath) -> None:
     failed = "".join(f", {number} {kind}" for kind, number in counts["failures"].items())
     print(
         f"collect: {counts['rows_ok']} rows ok, {counts['rows_failed']} failed{failed}; "

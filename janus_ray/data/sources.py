@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
 from janus_ray.data.recipe import Source
@@ -72,7 +72,7 @@ class _Reader:
         self.counts: Counter[str] = Counter()
         self._source = source
         found = hub_id(source.path)
-        self.name = source.name or (found.name if found else Path(source.path).stem)
+        self.name = source.name or (found.name if found else PurePosixPath(source.path).stem)
         # Columns that the recipe names, and whether any row has had them.
         named = (source.prompt_column, source.input_column, source.source_column)
         self._seen = {column: False for column in named if column}

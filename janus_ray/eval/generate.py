@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
+
+from upath import UPath
 
 from janus_ray.chat import conversation
 from janus_ray.eval.bench import siblings
@@ -28,7 +29,7 @@ _STATUS_OF_ERRORS = {
 
 
 def generate(
-    recipe: EvaluateRecipe, policies: Mapping[str, ReachedEndpoint], items: Sequence[BenchItem], folder: Path
+    recipe: EvaluateRecipe, policies: Mapping[str, ReachedEndpoint], items: Sequence[BenchItem], folder: UPath
 ) -> list[dict[str, Any]]:
     """Writes and returns one row per response, also for those that failed.
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
+
+from upath import UPath
 
 from janus_ray.eval.bench import siblings
 from janus_ray.eval.items import BenchItem
@@ -32,7 +33,7 @@ def grade(
     judge: ReachedEndpoint,
     items: Sequence[BenchItem],
     generations: Sequence[dict[str, Any]],
-    folder: Path,
+    folder: UPath,
 ) -> list[dict[str, Any]]:
     """Writes and returns one row per due rubric score, also for those that could not be obtained.
 
@@ -67,7 +68,7 @@ def grade(
 
 
 def _ask(
-    recipe: EvaluateRecipe, judge: ReachedEndpoint, requests: dict[int, LLMRequest], folder: Path, label: str
+    recipe: EvaluateRecipe, judge: ReachedEndpoint, requests: dict[int, LLMRequest], folder: UPath, label: str
 ) -> dict[int, Completion]:
     ledger = folder / "ledger" / "judge"
     numbered = [replace(request, custom_id=str(number)) for number, request in requests.items()]

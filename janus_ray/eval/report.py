@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from upath import UPath
 
 from janus_ray.eval.aggregate import CONDITIONS
 from janus_ray.eval.bench import siblings
@@ -26,7 +27,7 @@ _COLOURS = {"own_system": "#0072B2", "no_system": "#E69F00", "sibling_system": "
 
 
 def write_report(
-    path: Path,
+    path: UPath,
     results: dict[str, Any],
     items: Sequence[BenchItem],
     generations: Sequence[dict[str, Any]],

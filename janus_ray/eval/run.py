@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
+from upath import UPath
 
 from janus_ray.cluster import ray_cluster
 from janus_ray.config import IfExists
@@ -23,8 +22,8 @@ from janus_ray.llm.check import check_endpoint
 from janus_ray.llm.endpoint import Endpoint, ReachedEndpoint
 from janus_ray.records import shortened
 from janus_ray.stats import INTERVAL, two_decimals
-from janus_ray.store.files import read_json, write_json
-from janus_ray.store.folder import Input, OutputFolder, read_manifest
+from janus_ray.store.files import read_json, what_is_at, write_json
+from janus_ray.store.folder import UNKNOWN, Ref, RunFolder, read_manifest
 
 RESULTS_FILE, REPORT_FILE = "results.json", "index.html"
 _LONGEST_NAME = 40
@@ -38,21 +37,23 @@ def evaluate(recipe: EvaluateRecipe, if_exists: IfExists) -> dict[str, Any]:
 
     Args:
         recipe: what to do.
-        if_exists: "resume" sends only what no earlier run finished, and everything that new weights make new.
+        if_exists: "resume" sends only what no earlier run finished.
 
     Raises:
         ConfigError, DataError: the bench, an endpoint, the folder or the cluster is not as it must be.
     """
     items = load_bench(recipe.bench, recipe.max_prompts_per_split)
-    folder = OutputFolder(recipe.output_dir, recipe, if_exists)
+    folder = RunFolder(recipe.output_dir, recipe, if_exists)
     policies = {
         model.name: _reached(recipe.policy.model_copy(update={"model": model.model}), f"policy {model.name}")
         for model in recipe.models
     }
     judge = _reached(recipe.judge, "judge")
     inputs = _inputs(recipe, policies, judge)
-    is_whole = all((folder.path / name).is_file() for name in (RESULTS_FILE, REPORT_FILE))
-    if folder.finished_with(inputs) and is_whole and not _has_failures(read_manifest(folder.path)):
+    folder.check_inputs(inputs, whole=True)
+    is_whole = all(what_is_at(folder.path / name) == "file" for name in (RESULTS_FILE, REPORT_FILE))
+    told = UNKNOWN not in {ref.revision for ref in inputs.values()}
+    if folder.finished and is_whole and told and not _has_failures(read_manifest(folder.path)):
         print(f"{folder.path}: already finished; 0 requests sent")
         results = read_json(folder.path / RESULTS_FILE)
         print_summary(results)
@@ -61,7 +62,7 @@ def evaluate(recipe: EvaluateRecipe, if_exists: IfExists) -> dict[str, Any]:
     prompts = len({item.prompt_id for item in items})
     print(f"evaluate: {len(items)} items on {prompts} prompts, judged by {judge.model}", flush=True)
     with ray_cluster(recipe.ray, recipe.client_actors, f"evaluate with {recipe.client_actors} client actors"):
-        folder.begin()
+        folder.begin(inputs)
         generations = generate(recipe, policies, items, folder.path)
         judgments = grade(recipe, judge, items, generations, folder.path)
     names = [model.name for model in recipe.models]
@@ -72,7 +73,6 @@ def evaluate(recipe: EvaluateRecipe, if_exists: IfExists) -> dict[str, Any]:
     print_summary(results)
     _draw_report(recipe, results, items, generations, judgments, folder.path)
     folder.finish(
-        inputs=inputs,
         counts={"items": len(items), "generations": len(generations), "judgments": len(judgments)},
         status_counts=results["status_counts"],
     )
@@ -92,13 +92,11 @@ def _reached(endpoint: Endpoint, role: str) -> ReachedEndpoint:
     return reached
 
 
-def _inputs(
-    recipe: EvaluateRecipe, policies: Mapping[str, ReachedEndpoint], judge: ReachedEndpoint
-) -> dict[str, Input]:
-    """What the numbers are made from; unknown weights equal nothing, so that they are never taken for unchanged."""
+def _inputs(recipe: EvaluateRecipe, policies: Mapping[str, ReachedEndpoint], judge: ReachedEndpoint) -> dict[str, Ref]:
+    """What the numbers are made from."""
     endpoints = {**{f"policy {name}": endpoint for name, endpoint in policies.items()}, "judge": judge}
-    return {"bench": Input.of(recipe.bench)} | {
-        name: Input(f"{endpoint.address} {endpoint.model}", endpoint.weights_id or f"unknown:{uuid.uuid4().hex}")
+    return {"bench": Ref.of(recipe.bench)} | {
+        name: Ref(f"{endpoint.address} {endpoint.model}", endpoint.weights_id or UNKNOWN)
         for name, endpoint in endpoints.items()
     }
 
@@ -109,7 +107,7 @@ def _draw_report(
     items: Sequence[BenchItem],
     generations: Sequence[dict[str, Any]],
     judgments: Sequence[dict[str, Any]],
-    folder: Path,
+    folder: UPath,
 ) -> None:
     """Draws and writes the report.
 
@@ -132,12 +130,12 @@ def _has_failures(manifest: dict[str, Any]) -> bool:
     return any("api_fail" in statuses for step in counts.values() for statuses in step.values())
 
 
-def _protocol(recipe: EvaluateRecipe, inputs: Mapping[str, Input], items: Sequence[BenchItem]) -> dict[str, Any]:
+def _protocol(recipe: EvaluateRecipe, inputs: Mapping[str, Ref], items: Sequence[BenchItem]) -> dict[str, Any]:
     """What a reader must know to repeat or to doubt the numbers."""
-    weights = {name: entry.identity for name, entry in inputs.items() if name != "bench"}
+    weights = {name: entry.revision for name, entry in inputs.items() if name != "bench"}
     return {
         "bench": recipe.bench,
-        "bench_fingerprint": inputs["bench"].identity,
+        "bench_fingerprint": inputs["bench"].revision,
         "items": len(items),
         "prompts": len({item.prompt_id for item in items}),
         "judge": recipe.judge.model,
@@ -149,7 +147,7 @@ def _protocol(recipe: EvaluateRecipe, inputs: Mapping[str, Input], items: Sequen
         "interval": INTERVAL,
         "coverage_threshold": recipe.coverage_threshold,
         "models": {model.name: model.model for model in recipe.models},
-        "weights": {name: "unknown" if known.startswith("unknown:") else known for name, known in weights.items()},
+        "weights": weights,
     }
 
 

@@ -11,7 +11,8 @@ from janus_ray.chat import use_template
 from janus_ray.config import IfExists
 from janus_ray.miniature.recipe import BaseModelRecipe
 from janus_ray.model_folder import write_template_record
-from janus_ray.store.folder import OutputFolder
+from janus_ray.store.fetch import upload_folder
+from janus_ray.store.folder import Ref, RunFolder
 from janus_ray.store.tables import read_parquet
 
 _SPECIAL_TOKENS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
@@ -31,7 +32,7 @@ def build_base_model(recipe: BaseModelRecipe, if_exists: IfExists) -> dict[str, 
     transformers_logging.disable_progress_bar()
 
     rows = read_parquet(recipe.collection, ["system", "prompt", "output", "status"]).to_pylist()
-    folder = OutputFolder(recipe.output_dir, recipe, if_exists)
+    folder = RunFolder(recipe.output_dir, recipe, if_exists)
     tokenizer = train_tokenizer(
         (text for row in rows if row["status"] == "ok" for text in (row["system"], row["prompt"], row["output"])),
         recipe.vocab_size,
@@ -57,15 +58,15 @@ def build_base_model(recipe: BaseModelRecipe, if_exists: IfExists) -> dict[str, 
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    folder.begin()
-    model.save_pretrained(folder.path)
-    tokenizer.save_pretrained(folder.path)
-    write_template_record(folder.path, sha256)
+    folder.begin({"collection": Ref.of(recipe.collection)})
+    with tempfile.TemporaryDirectory() as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        write_template_record(temporary, sha256)
+        upload_folder(Path(temporary), folder.path)
     parameters = model.num_parameters()
     print(f"miniature: untrained Mistral, {parameters:,} parameters, vocabulary {len(tokenizer)} -> {folder.path}")
-    return folder.finish(
-        inputs={"collection": recipe.collection}, counts={"parameters": parameters}, template_sha256=sha256
-    )
+    return folder.finish(counts={"parameters": parameters}, template_sha256=sha256)
 
 
 def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Any:

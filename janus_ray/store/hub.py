@@ -16,8 +16,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
+from upath import UPath
+
 from janus_ray.errors import CheckpointError, DataError, JanusError
-from janus_ray.store.files import what_is_at
+from janus_ray.paths import is_url
+from janus_ray.store.fetch import fetched_folder
+from janus_ray.store.files import files_below, what_is_at
+from janus_ray.store.location import is_local, location
 
 Kind = Literal["model", "dataset"]
 Anything = TypeVar("Anything")
@@ -28,6 +33,7 @@ _TIMEOUT_S = 10.0
 _SHOWN_CHARACTERS = 200
 # What loading a model reads. Subfolders hold the same weights for other programs.
 _MODEL_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "LICENSE*"]
+_WEIGHTS = ["*.safetensors", "pytorch_model*.bin*"]
 _NOT_MODEL_FILES = ["*/*", "consolidated*"]
 # The first kind that is there is read: a folder of Parquet often has JSON files that describe it.
 _DATA_ENDINGS = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
@@ -60,7 +66,7 @@ class Revision(NamedTuple):
 
 def hub_id(reference: str) -> Revision | None:
     """The id and revision, where a reference is not something on this machine and has the form of an id."""
-    if os.path.exists(os.path.expanduser(reference)) or not _ID.fullmatch(reference):
+    if not _ID.fullmatch(reference) or os.path.exists(os.path.expanduser(reference)):
         return None
     name, _, revision = reference.partition("@")
     return Revision(name, revision or None)
@@ -74,11 +80,16 @@ def model_folder(reference: str) -> Path:
     Raises:
         CheckpointError: there is no such folder or model, or it cannot be fetched.
     """
-    local = Path(os.path.expanduser(reference))
-    if (there := what_is_at(local)) == "folder":
-        return local
+    try:
+        where = location(reference)
+    except DataError as error:
+        raise CheckpointError(f"model {error}") from None
+    if (there := what_is_at(where)) == "folder":
+        return where if is_local(where) else fetched_folder(where, [*_MODEL_FILES, *_WEIGHTS])
     if there:
         raise CheckpointError(f"model {reference}: is a file, expected a model folder")
+    if is_url(str(where)):
+        raise CheckpointError(f"model {reference}: no such folder")
     if (found := hub_id(reference)) is None:
         raise CheckpointError(f"model {reference}: no such folder, and not the id of a published model (org/name)")
     folder = _snapshot("model", found, [*_MODEL_FILES, "*.safetensors"])
@@ -87,7 +98,7 @@ def model_folder(reference: str) -> Path:
     return folder
 
 
-def dataset_files(reference: str, split: str = "train") -> list[Path]:
+def dataset_files(reference: str, split: str = "train") -> list[UPath]:
     """The files that hold a split of a dataset, in name order: of a local folder, or of a published dataset.
 
     A published dataset's own configuration says which files belong to a split; without one, and in a local folder,
@@ -97,27 +108,29 @@ def dataset_files(reference: str, split: str = "train") -> list[Path]:
         DataError: there is no such folder, dataset or split, it holds no Parquet, JSON or CSV file, or a part of it is
             missing.
     """
-    local = Path(os.path.expanduser(reference))
-    if what_is_at(local) == "folder":
-        names = _data_names(file.name for file in local.iterdir() if file.is_file())
-        if not names and (local / "data").is_dir():
-            names = _data_names(f"data/{file.name}" for file in (local / "data").iterdir() if file.is_file())
+    where = location(reference)
+    if what_is_at(where) == "folder":
+        names = _data_names(found.name for found in files_below(where, deep=False))
+        if not names:
+            names = _data_names(f"data/{found.name}" for found in files_below(where / "data", deep=False))
         if not names:
             raise DataError(f"{reference}: holds no .parquet file, and no .jsonl, .json or .csv file either")
-        return [local / name for name in _of_split(reference, names, split)]
+        return [where / name for name in _of_split(reference, names, split)]
+    if is_url(str(where)):
+        raise DataError(f"{reference}: no such file or folder")
     if (found := hub_id(reference)) is None:
         raise DataError(f"{reference}: no such file or folder, and not the id of a published dataset (org/name)")
     return _published_files(reference, found, split)
 
 
-def _published_files(reference: str, found: Revision, split: str) -> list[Path]:
+def _published_files(reference: str, found: Revision, split: str) -> list[UPath]:
     names = _names(found)
     card = _card(_snapshot("dataset", found, ["README.md"]) / "README.md") if "README.md" in names else {}
     chosen = _of_card(reference, card, names, split)
     if chosen is None:
         chosen = _of_split(reference, _data_names(names), split)
     folder = _snapshot("dataset", found, [glob.escape(name) for name in chosen])
-    return [folder / name for name in chosen]
+    return [UPath(folder / name) for name in chosen]
 
 
 def _names(found: Revision) -> list[str]:
@@ -261,19 +274,41 @@ def cached_commit(kind: Kind, found: Revision) -> str | None:
     return commit if commit and (folder / "snapshots" / commit).is_dir() else None
 
 
+def published_commit(found: Revision) -> str:
+    """The commit of what an id names: the one in the cache, where it has been fetched, or the hub's at the moment.
+
+    Raises:
+        DataError: it is in no cache and the hub cannot be asked, or has no such model and no such dataset.
+    """
+    kinds: tuple[Kind, Kind] = ("model", "dataset")
+    if cached := [commit for kind in kinds if (commit := cached_commit(kind, found))]:
+        return "+".join(cached)
+    if _offline():
+        raise DataError(f"{found.name}: neither here nor in the cache ({cache_folder()}), and HF_HUB_OFFLINE is set")
+    reasons = []
+    for kind in kinds:
+        try:
+            return _in_one_line(kind, found, lambda kind=kind: _info(kind, found)).sha
+        except (CheckpointError, DataError) as error:
+            reasons.append(str(error))
+    raise DataError(reasons[-1])
+
+
+def _info(kind: Kind, found: Revision) -> Any:
+    from huggingface_hub import HfApi
+
+    api = HfApi(endpoint=endpoint())
+    look = api.model_info if kind == "model" else api.dataset_info
+    return look(found.name, revision=found.revision, timeout=_TIMEOUT_S)
+
+
 def _listed(kind: Kind, found: Revision) -> list[str] | None:
     """Names of the files on the hub; None where it cannot be asked and the cache holds the id."""
     if _offline():
         return None
 
     def ask() -> list[str]:
-        from huggingface_hub import HfApi
-
-        api = HfApi(endpoint=endpoint())
-        look = api.model_info if kind == "model" else api.dataset_info
-        return [
-            entry.rfilename for entry in look(found.name, revision=found.revision, timeout=_TIMEOUT_S).siblings or []
-        ]
+        return [entry.rfilename for entry in _info(kind, found).siblings or []]
 
     try:
         return _in_one_line(kind, found, ask)

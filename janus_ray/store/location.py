@@ -11,15 +11,17 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from upath import UPath
+from upath.implementations.cloud import AzurePath
+from upath.registry import register_implementation
 
 from janus_ray.errors import DataError, JanusError
-from janus_ray.paths import checked_path, is_url
+from janus_ray.paths import is_url, spelled_path
 from janus_ray.text import one_line
 
 _SHOWN_CHARACTERS = 200
@@ -36,6 +38,7 @@ _CREDENTIALS = {
     "abfs": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or AZURE_STORAGE_CONNECTION_STRING",
 }
 _ADDRESSES = {"s3": ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"), "gs": ("STORAGE_EMULATOR_HOST",), "abfs": ()}
+_LIKE_A_URL = re.compile(r"[A-Za-z0-9+.-]+:[:/]")
 _ADDRESS = re.compile(r"https?://[^\s/]+")
 # What the storages' clients raise beside OSError, by module: it is looked up only where that module is loaded.
 _CLIENT_ERRORS = {
@@ -66,10 +69,29 @@ def location(reference: str | Path | UPath) -> UPath:
     assert not isinstance(reference, Path) or not re.match(r"(s3|gs|abfs):/", text), text
     try:
         # A path that a program put together needs no check of its names; the system says what is wrong with them.
-        text = checked_path(text) if not isinstance(reference, Path) else text
+        text = spelled_path(text) if not isinstance(reference, Path) else text
     except ValueError as error:
         raise DataError(f"{one_line(text)[:_SHOWN_CHARACTERS]}: {error}") from None
-    return _remote(text) if is_url(text) else UPath(text)
+    if is_url(text):
+        return _remote(text)
+    # A name that universal-pathlib would take for a URL or a chain of them, and that is none.
+    return UPath(os.path.abspath(text) if _LIKE_A_URL.match(str(Path(text))) else text)
+
+
+class _AccountPath(AzurePath):
+    """A location on Azure whose text names its account again, where its URL did: it leads back to the same place."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        text, account = super().__str__(), self.storage_options.get("account_name")
+        if not account or not text.startswith("abfs://"):
+            return text
+        container, slash, key = text.removeprefix("abfs://").partition("/")
+        return f"abfs://{container}@{account}.dfs.core.windows.net{slash}{key}"
+
+
+register_implementation("abfs", _AccountPath, clobber=True)
 
 
 def is_local(where: Path | UPath) -> TypeGuard[Path]:
@@ -100,6 +122,21 @@ def _remote(url: str) -> UPath:
 def _passes(error: Exception) -> bool:
     """Whether S3 may answer the same request in another moment."""
     return error_code(error) in _PASSING
+
+
+def object_revision(where: UPath, info: Mapping[str, Any]) -> str:
+    """What an object storage's listing says of an object's content: its size and a checksum, or its version.
+
+    Raises:
+        DataError: the storage says nothing that changes with the content.
+    """
+    settings = info.get("content_settings") or {}
+    md5 = settings.get("content_md5") if isinstance(settings, Mapping) else getattr(settings, "content_md5", None)
+    candidates = (info.get("md5Hash"), info.get("crc32c"), bytes(md5).hex() if md5 else None, info.get("ETag"))
+    known = next(filter(None, (*candidates, info.get("etag"), info.get("generation"))), None)
+    if known is None:
+        raise DataError(f"{where}: its storage says neither a checksum nor a version of it; copy it to a local folder")
+    return f"{info.get('size')} {str(known).strip(chr(34))}"
 
 
 def storage_errors() -> tuple[type[Exception], ...]:

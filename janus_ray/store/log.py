@@ -197,6 +197,7 @@ class _Segments:
 
 _open_logs: weakref.WeakSet[_Segments] = weakref.WeakSet()
 _callbacks: list[Callable[[], None]] = []
+_afterwards: list[Callable[[], None]] = []
 
 
 @contextmanager
@@ -213,8 +214,13 @@ def flushed_at_the_end(callback: Callable[[], None]) -> Generator[None]:
         _callbacks.remove(callback)
 
 
+def after_the_flush(act: Callable[[], None]) -> None:
+    """Has this called at the end of the process, once the logs are written."""
+    _afterwards.append(act)
+
+
 def flush_all(longest_s: float = 10.0) -> None:
-    """Writes what the logs of this process hold back, and has others do so; for whatever ends the process.
+    """Writes what the logs of this process hold back, has others do so, and lets go; for whatever ends the process.
 
     Never raises: whatever is wrong with the storage, the process ends.
     """
@@ -223,7 +229,11 @@ def flush_all(longest_s: float = 10.0) -> None:
         with suppress(DataError):
             log.flush()
 
-    acts = [*_callbacks, *(lambda log=log: flush(log) for log in list(_open_logs))]
+    _run([*_callbacks, *(lambda log=log: flush(log) for log in list(_open_logs))], longest_s)
+    _run(_afterwards, longest_s)
+
+
+def _run(acts: list[Callable[[], None]], longest_s: float) -> None:
     # Daemons, because what does not answer must not keep the process.
     threads = [threading.Thread(target=act, daemon=True) for act in acts]
     for thread in threads:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from upath import UPath
 
 from janus_ray.errors import DataError
-from janus_ray.store.files import os_reason, what_is_at, written_beside
-from janus_ray.store.hub import dataset_files
+from janus_ray.store.files import files_below, opened, read_bytes, what_is_at, written_beside
+from janus_ray.store.hub import dataset_files, hub_id
+from janus_ray.store.location import location, storage_errors
 from janus_ray.store.text_rows import LFS_POINTER, json_lines, text_rows
 from janus_ray.text import well_formed_values
 
@@ -43,9 +44,10 @@ def read_rows(source: str, *, split: str = "train", columns: Sequence[str] | Non
     Raises:
         DataError: one line with the source, the place, and what is wrong.
     """
-    path = Path(os.path.expanduser(source))
-    is_file = what_is_at(path) == "file"
-    files = [(path, "")] if is_file else [(file, f"{file.name}, ") for file in dataset_files(source, split)]
+    is_file = hub_id(source) is None and what_is_at(source) == "file"
+    files = (
+        [(file, f"{file.name}, ") for file in dataset_files(source, split)] if not is_file else [(location(source), "")]
+    )
     for file, prefix in files:
         if is_parquet(file):
             for number, values in _parquet_rows(file, columns):
@@ -55,45 +57,42 @@ def read_rows(source: str, *, split: str = "train", columns: Sequence[str] | Non
                 yield Row(f"{prefix}line {number}", values)
 
 
-def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
+def read_jsonl(path: Path | UPath | str) -> list[dict[str, Any]]:
     """Reads one JSON object per line, as `write_jsonl` writes them; empty lines are skipped.
 
     Raises:
         DataError: the file is missing, or a line is not a JSON object (its number is named).
     """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: {'is a folder, expected a file' if path.is_dir() else 'no such file'}")
-    return [values for _, values in json_lines(path)]
+    where = location(path)
+    if (there := what_is_at(where)) != "file":
+        raise DataError(f"{path}: {'is a folder, expected a file' if there else 'no such file'}")
+    return [values for _, values in json_lines(where)]
 
 
-def is_parquet(path: Path) -> bool:
+def is_parquet(path: Path | UPath) -> bool:
     """Whether a file is Parquet, by its content; by its name where it is empty.
 
     Raises:
         DataError: it cannot be read.
     """
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(len(_MAGIC))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {os_reason(error)}") from None
+    head = read_bytes(path, 0, len(_MAGIC))
     return head == _MAGIC or (not head and path.suffix == ".parquet")
 
 
-def column_names(path: Path) -> list[str]:
+def column_names(path: Path | UPath) -> list[str]:
     """The columns of a Parquet file.
 
     Raises:
         DataError: the file is not whole.
     """
     try:
-        return pq.read_schema(path).names
-    except (pa.ArrowException, OSError) as error:
+        with opened(path) as stream:
+            return pq.read_schema(stream).names
+    except (pa.ArrowException, *storage_errors()) as error:
         raise _not_parquet(path, error) from None
 
 
-def _parquet_rows(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, dict[str, Any]]]:
+def _parquet_rows(path: Path | UPath, columns: Sequence[str] | None) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows of a Parquet file, numbered from 1.
 
     Raises:
@@ -101,18 +100,18 @@ def _parquet_rows(path: Path, columns: Sequence[str] | None) -> Iterator[tuple[i
     """
     number = 0
     try:
-        with pq.ParquetFile(path) as file:
+        with opened(path) as stream, pq.ParquetFile(stream) as file:
             _check_columns(file.schema_arrow.names, path)
             chosen = None if columns is None else [name for name in file.schema_arrow.names if name in columns]
             for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=chosen):
                 for values in _listed(batch, path, number):
                     number += 1
                     yield number, well_formed_values(values)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, *storage_errors()) as error:
         raise _not_parquet(path, error) from None
 
 
-def _listed(batch: pa.RecordBatch, path: Path, before: int) -> list[dict[str, Any]]:
+def _listed(batch: pa.RecordBatch, path: Path | UPath, before: int) -> list[dict[str, Any]]:
     """The batch as Python values.
 
     Raises:
@@ -128,14 +127,13 @@ def _listed(batch: pa.RecordBatch, path: Path, before: int) -> list[dict[str, An
         return _listed(batch.slice(0, half), path, before) + _listed(batch.slice(half), path, before + half)
 
 
-def _check_columns(names: Sequence[str], path: Path) -> None:
+def _check_columns(names: Sequence[str], path: Path | UPath) -> None:
     if twins := [name for name in names if names.count(name) > 1]:
         raise DataError(f"{path}: two columns are named {twins[0]!r}")
 
 
-def _not_parquet(path: Path, error: Exception) -> DataError:
-    with path.open("rb") as stream:
-        head = stream.read(len(LFS_POINTER))
+def _not_parquet(path: Path | UPath, error: Exception) -> DataError:
+    head = read_bytes(path, 0, len(LFS_POINTER))
     if head == LFS_POINTER:
         return DataError(f"{path}: is a Git LFS pointer, not the data itself: run `git lfs pull` where it was cloned")
     if not head:
@@ -144,26 +142,29 @@ def _not_parquet(path: Path, error: Exception) -> DataError:
     return DataError(f"{path}: not a Parquet file{cut}: {str(error).splitlines()[0]}")
 
 
-def write_parquet(path: Path | str, table: pa.Table, row_group_rows: int | None = None) -> None:
+def write_parquet(path: Path | UPath | str, table: pa.Table, row_group_rows: int | None = None) -> None:
     """Writes one Parquet file atomically."""
     with written_beside(path) as temporary:
         pq.write_table(table, temporary, row_group_size=row_group_rows)
 
 
-def parquet_files(path: Path | str) -> list[Path]:
+def parquet_files(path: Path | UPath | str) -> list[UPath]:
     """The Parquet files at a path: the file itself, or those in the folder, in name order.
 
     Raises:
         DataError: there are none.
     """
-    path = Path(path)
-    files = [path] if path.is_file() else sorted(p for p in path.glob("*.parquet") if not p.name.startswith("."))
+    where = location(path)
+    if (there := what_is_at(where)) == "file":
+        return [where]
+    names = [found.name for found in files_below(where, deep=False)]
+    files = [where / name for name in names if name.endswith(".parquet") and not name.startswith(".")]
     if not files:
-        raise DataError(f"{path}: {'holds no .parquet file' if path.is_dir() else 'no such file or folder'}")
+        raise DataError(f"{path}: {'holds no .parquet file' if there else 'no such file or folder'}")
     return files
 
 
-def read_parquet(path: Path | str, columns: Sequence[str] | None = None) -> pa.Table:
+def read_parquet(path: Path | UPath | str, columns: Sequence[str] | None = None) -> pa.Table:
     """Reads a Parquet file or a folder of them, as our stages write them.
 
     Raises:
@@ -173,12 +174,13 @@ def read_parquet(path: Path | str, columns: Sequence[str] | None = None) -> pa.T
     tables = []
     for file in parquet_files(path):
         try:
-            present = pq.read_schema(file).names
-            missing = [name for name in columns or () if name not in present]
-            if missing:
-                raise DataError(f"{file}: no column {missing[0]!r}; it has: {', '.join(present)}")
-            tables.append(pq.read_table(file, columns=list(columns) if columns else None))
-        except (pa.ArrowException, OSError) as error:
+            with opened(file) as stream, pq.ParquetFile(stream) as parquet:
+                present = parquet.schema_arrow.names
+                missing = [name for name in columns or () if name not in present]
+                if missing:
+                    raise DataError(f"{file}: no column {missing[0]!r}; it has: {', '.join(present)}")
+                tables.append(parquet.read(columns=list(columns) if columns else None))
+        except (pa.ArrowException, *storage_errors()) as error:
             raise _not_parquet(file, error) from None
     try:
         return pa.concat_tables(tables, promote_options="permissive")

@@ -10,13 +10,15 @@ import io
 import json
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
 
 import pyarrow as pa
+from upath import UPath
 
 from janus_ray.errors import DataError
-from janus_ray.store.files import os_reason
+from janus_ray.store.files import opened, read_bytes
+from janus_ray.store.location import os_reason, storage_errors
 from janus_ray.text import well_formed_values
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec"
@@ -35,7 +37,7 @@ _LONGEST_FIELD = 16 * 1024**2
 Numbered = tuple[int, dict[str, Any]]
 
 
-def text_rows(path: Path) -> Iterator[Numbered]:
+def text_rows(path: Path | UPath) -> Iterator[Numbered]:
     """The rows of a JSON or CSV file, each with the number of the line on which it begins.
 
     JSON may be one object per line or an array of objects; the content decides, not the ending. Files that end in .csv
@@ -48,13 +50,13 @@ def text_rows(path: Path) -> Iterator[Numbered]:
         ending = (
             path.suffix.lower()
             if path.suffix.lower() not in (".gz", ".zst", ".bz2", ".lz4")
-            else Path(path.stem).suffix
+            else PurePosixPath(path.stem).suffix
         )
         rows = _csv_rows(stream, path, ending) if ending in (".csv", ".tsv") else _json_rows(stream, path)
         yield from rows
 
 
-def json_lines(path: Path) -> Iterator[Numbered]:
+def json_lines(path: Path | UPath) -> Iterator[Numbered]:
     """The rows of a file with one JSON object per line, and nothing else, numbered as `text_rows` does.
 
     Raises:
@@ -67,22 +69,21 @@ def json_lines(path: Path) -> Iterator[Numbered]:
 
 
 @contextmanager
-def _opened(path: Path) -> Generator[TextIO]:
+def _opened(path: Path | UPath) -> Generator[TextIO]:
     """The file as text; bytes that are not UTF-8 become lone surrogates, which `_checked` refuses by line."""
     try:
-        with path.open("rb") as head:
-            magic = head.read(64)
+        magic = read_bytes(path, 0, 64)
         for mark, problem in _REFUSED.items():
             if magic.startswith(mark):
                 raise DataError(f"{path}: {problem}")
         kind = next((name for mark, name in _COMPRESSIONS.items() if magic.startswith(mark)), None)
-        with pa.input_stream(str(path), compression=kind) as binary:
+        with opened(path) as plain, pa.input_stream(plain, compression=kind) as binary:
             yield io.TextIOWrapper(binary, encoding="utf-8", errors="surrogateescape", newline=None)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {os_reason(error)}") from None
+    except storage_errors() as error:
+        raise DataError(f"{path}: cannot be read: {os_reason(error, path)}") from None
 
 
-def _lines(stream: TextIO, path: Path) -> Iterator[str]:
+def _lines(stream: TextIO, path: Path | UPath) -> Iterator[str]:
     """The lines as an editor shows them.
 
     Raises:
@@ -92,7 +93,7 @@ def _lines(stream: TextIO, path: Path) -> Iterator[str]:
         yield _checked(line, path, number)
 
 
-def _checked(line: str, path: Path, number: int) -> str:
+def _checked(line: str, path: Path | UPath, number: int) -> str:
     if not line.isascii():
         try:
             line.encode()
@@ -107,7 +108,7 @@ def _checked(line: str, path: Path, number: int) -> str:
     return line.lstrip("\ufeff")
 
 
-def _json_rows(stream: TextIO, path: Path) -> Iterator[Numbered]:
+def _json_rows(stream: TextIO, path: Path | UPath) -> Iterator[Numbered]:
     lines = _lines(stream, path)
     for number, line in enumerate(lines, start=1):
         text = line.strip()
@@ -120,7 +121,7 @@ def _json_rows(stream: TextIO, path: Path) -> Iterator[Numbered]:
         yield number, _object(_parsed(text, path, number), path, number)
 
 
-def _array_rows(text: str, path: Path) -> Iterator[Numbered]:
+def _array_rows(text: str, path: Path | UPath) -> Iterator[Numbered]:
     """The objects of a JSON array, each with the line on which it begins."""
     position, number = text.index("[") + 1, 1 + text.count("\n", 0, text.index("[") + 1)
     expected = "an object or ]"
@@ -168,14 +169,14 @@ class _Twins(Exception):
 _DECODER = json.JSONDecoder(object_pairs_hook=_without_twins)
 
 
-def _parsed(text: str, path: Path, number: int) -> Any:
+def _parsed(text: str, path: Path | UPath, number: int) -> Any:
     value, end = _parsed_at(text, 0, path, number)
     if text[end:].strip():
         raise DataError(f"{path}, line {number}: not valid JSON: something follows the object (column {end + 1})")
     return value
 
 
-def _parsed_at(text: str, position: int, path: Path, number: int) -> tuple[Any, int]:
+def _parsed_at(text: str, position: int, path: Path | UPath, number: int) -> tuple[Any, int]:
     """The JSON value at a position, with well-formed texts, and the position behind it.
 
     Raises:
@@ -199,13 +200,13 @@ def _parsed_at(text: str, position: int, path: Path, number: int) -> tuple[Any, 
     raise DataError(f"{path}, line {number}: {reason}")
 
 
-def _object(value: Any, path: Path, number: int) -> dict[str, Any]:
+def _object(value: Any, path: Path | UPath, number: int) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f"{path}, line {number}: expected a JSON object, found {type(value).__name__}")
     return value
 
 
-def _csv_rows(stream: TextIO, path: Path, ending: str) -> Iterator[Numbered]:
+def _csv_rows(stream: TextIO, path: Path | UPath, ending: str) -> Iterator[Numbered]:
     """The rows of a table with a header; fields are texts, and an empty one is an empty text."""
     lines = _lines(stream, path)
     first = next(lines, "")
@@ -243,7 +244,7 @@ def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
     yield from rest
 
 
-def _delimiter(header: str, path: Path) -> str:
+def _delimiter(header: str, path: Path | UPath) -> str:
     """The one of comma, semicolon and tab that stands in the header outside quotes; a comma where none does."""
     bare = "".join(header.split('"')[::2])
     found = [delimiter for delimiter in _DELIMITERS if delimiter in bare]
@@ -254,7 +255,7 @@ def _delimiter(header: str, path: Path) -> str:
     return found[0] if found else ","
 
 
-def _check_header(header: list[str], path: Path, number: int) -> None:
+def _check_header(header: list[str], path: Path | UPath, number: int) -> None:
     twins = [name for name in header if header.count(name) > 1]
     if twins or "" in header:
         problem = f"names the column {_shown(twins[0])} twice" if twins and twins[0] else "has a column without a name"

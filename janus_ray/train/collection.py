@@ -12,15 +12,16 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby, islice
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from upath import UPath
 
 from janus_ray.chat import Message, conversation
 from janus_ray.errors import DataError
 from janus_ray.store.files import os_reason, what_is_at
-from janus_ray.store.hub import dataset_files
+from janus_ray.store.hub import dataset_files, hub_id
+from janus_ray.store.location import location
 from janus_ray.store.tables import column_names, is_parquet, read_rows
 from janus_ray.text import is_blank
 from janus_ray.train.conversations import REASONS, is_nothing, is_null, kind, read_messages
@@ -122,8 +123,8 @@ def read_collection(source: str) -> Collection:
 
 def _usable(source: str, counts: dict[str, int]) -> Iterator[list[Message]]:
     """The conversations to train on; counts them, and what is left out."""
-    path = Path(os.path.expanduser(source))
-    for file in [path] if what_is_at(path) == "file" else dataset_files(source):
+    is_file = hub_id(source) is None and what_is_at(source) == "file"
+    for file in [location(source)] if is_file else dataset_files(source):
         for place, values in _rows_of(file):
             messages = "rows_not_ok" if _is_not_ok(values, place) else _messages(values, place)
             if isinstance(messages, str):
@@ -140,7 +141,7 @@ def left_out(counts: dict[str, int]) -> str:
     return ", ".join(f"{counts[key]} {words}" for key, words in {**REASONS, **later}.items() if counts.get(key))
 
 
-def _rows_of(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows_of(file: UPath) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a file, each with the place that messages name.
 
     Raises:
@@ -156,7 +157,7 @@ def _rows_of(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         _check_columns(file, list(present))
 
 
-def _check_columns(file: Path, present: list[str]) -> None:
+def _check_columns(file: UPath, present: list[str]) -> None:
     missing = [name for name in _COLUMNS if name not in present]
     if missing and _MESSAGES not in present:
         shown = ", ".join(present[:20])

@@ -14,17 +14,16 @@ from janus_ray.cluster import ray_cluster
 from janus_ray.config import IfExists
 from janus_ray.errors import ConfigError, TrainingError
 from janus_ray.progress import ProgressLine, report_step
-from janus_ray.store.files import read_json, write_json
-from janus_ray.store.fingerprint import fingerprint
-from janus_ray.store.folder import OutputFolder, read_manifest
-from janus_ray.store.hub import model_folder
+from janus_ray.store.files import what_is_at
+from janus_ray.store.folder import Ref, RunFolder, read_manifest
+from janus_ray.store.hub import hub_id, model_folder
+from janus_ray.store.location import is_local
 from janus_ray.train.collection import left_out, read_collection
 from janus_ray.train.launch import fit
 from janus_ray.train.model import check_base_model
 from janus_ray.train.prepare import DOCUMENTS_FOLDER, METRICS_FILE, already_prepared, check_chat, plan_again, prepare
 from janus_ray.train.recipe import TrainRecipe
 
-_INPUTS = Path(DOCUMENTS_FOLDER, "inputs.json")
 _LARGEST_LEARNING_RATE = 1.0
 
 
@@ -38,36 +37,40 @@ def train(recipe: TrainRecipe, if_exists: IfExists) -> dict[str, Any]:
             not as it must be, found before Ray starts where possible; or the run cannot go on.
     """
     _check_learning_rate(recipe)
-    folder = OutputFolder(recipe.output_dir, recipe, if_exists)
-    inputs = {"collection": recipe.collection, "base_model": recipe.base_model}
-    if folder.finished and not folder.finished_with(inputs):
-        raise _made_from_other_inputs(folder.path)
+    folder = RunFolder(recipe.output_dir, recipe, if_exists)
+    inputs = {"collection": Ref.of(recipe.collection), "base_model": Ref.of(recipe.base_model)}
+    folder.check_inputs(inputs)
+    where = folder.path
+    if not is_local(where):
+        raise ConfigError(f"output folder {where}: training writes to a file system; name a local path")
     if folder.finished:
         print(f"{folder.path}: already finished")
         return read_manifest(folder.path)
     # By its absolute path, because Ray's processes run in folders of their own; of a published model its snapshot.
     local = recipe.model_copy(update={"base_model": str(model_folder(recipe.base_model).absolute())})
     check_base_model(local)
-    counts = _prepared_before(folder, inputs)
+    if hub_id(recipe.base_model):
+        # Fetched just now, perhaps in a newer revision than the cache held.
+        inputs["base_model"] = Ref.of(recipe.base_model)
+    counts = _prepared_before(folder, where)
     collection = None if counts else read_collection(recipe.collection)
     template_sha256 = check_chat(local, collection.rows if collection else None)
-    if counts and counts["template_sha256"] != template_sha256:
-        raise _made_from_other_inputs(folder.path)
+    inputs["chat_template"] = Ref(recipe.chat_template, template_sha256)
+    folder.check_inputs(inputs, whole=True)
     gpus = recipe.num_workers if recipe.use_gpu else 0
     purpose = f"train with {recipe.num_workers} workers"
     with ray_cluster(recipe.ray, recipe.num_workers + 1, purpose, needed_gpus=gpus):
-        folder.begin()
+        folder.begin(inputs)
         if collection is not None:
-            counts = prepare(local, collection, folder.path.absolute())
-            write_json(folder.path / _INPUTS, {name: fingerprint(path) for name, path in inputs.items()})
+            counts = prepare(local, collection, where.absolute())
         else:
-            plan_again(local, folder.path)
+            plan_again(local, where)
         assert counts is not None
         _print_data(counts, recipe)
         identity = {name: counts[name] for name in ("template_sha256", "documents_xxh3")}
-        with _followed(folder.path / METRICS_FILE):
-            last = fit(local, folder.path.absolute(), identity)
-    return _finish(folder, inputs, counts, last)
+        with _followed(where / METRICS_FILE):
+            last = fit(local, where.absolute(), identity)
+    return _finish(folder, counts, last)
 
 
 def _check_learning_rate(recipe: TrainRecipe) -> None:
@@ -83,27 +86,14 @@ def _check_learning_rate(recipe: TrainRecipe) -> None:
         )
 
 
-def _prepared_before(folder: OutputFolder, inputs: dict[str, str]) -> dict[str, Any] | None:
-    """The counts of the documents of the run to resume; None where there are none that can be used.
-
-    Raises:
-        ConfigError: they were made from data, or started from a base model, that has changed since.
-    """
-    if not folder.resumes or not (folder.path / _INPUTS).is_file():
+def _prepared_before(folder: RunFolder, where: Path) -> dict[str, Any] | None:
+    """The counts of the documents of the run to resume; None where there are none that can be used."""
+    if not folder.resumes or what_is_at(folder.path / DOCUMENTS_FOLDER) is None:
         return None
-    if read_json(folder.path / _INPUTS) != {name: fingerprint(path) for name, path in inputs.items()}:
-        raise _made_from_other_inputs(folder.path)
-    counts = already_prepared(folder.path)
+    counts = already_prepared(where)
     if counts is None:
         print(f"train: {folder.path / DOCUMENTS_FOLDER} is damaged and is made again", flush=True)
     return counts
-
-
-def _made_from_other_inputs(folder: Path) -> ConfigError:
-    return ConfigError(
-        f"output folder {folder} belongs to other data, another base model or template than there are now; "
-        "choose another folder or --if-exists overwrite"
-    )
 
 
 def _print_data(counts: dict[str, Any], recipe: TrainRecipe) -> None:
@@ -123,11 +113,8 @@ def _print_data(counts: dict[str, Any], recipe: TrainRecipe) -> None:
     )
 
 
-def _finish(
-    folder: OutputFolder, inputs: dict[str, str], counts: dict[str, Any], last: dict[str, Any]
-) -> dict[str, Any]:
+def _finish(folder: RunFolder, counts: dict[str, Any], last: dict[str, Any]) -> dict[str, Any]:
     manifest = folder.finish(
-        inputs=inputs,
         counts={**counts, "steps": last["step"], "final_loss": last["loss"]},
         template_sha256=counts["template_sha256"],
     )

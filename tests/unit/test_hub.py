@@ -70,9 +70,18 @@ def test_another_commit_is_another_fingerprint(tmp_path, monkeypatch):
         assert fingerprint(f"some-org/janus-7b@{old}") == before
 
 
-def test_what_nobody_can_look_at_is_unknown_said_and_never_equal(capsys):
-    assert fingerprint("some-org/none") != fingerprint("some-org/none")
-    assert capsys.readouterr().out.count("some-org/none: neither here nor in the hub's cache") == 2
+def test_the_hub_is_asked_for_the_commit_of_what_was_never_fetched(tmp_path, monkeypatch):
+    repository = Repository("some-org/rows", {"train.jsonl": b"{}"}, kind="dataset")
+    with reached(monkeypatch, tmp_path, repository) as hub:
+        assert fingerprint("some-org/rows") == f"hub:{repository.commit}"
+        assert not any("resolve" in path for path in hub.requests)
+        with pytest.raises(DataError, match="dataset some-org/none: no such folder here, and no such dataset on"):
+            fingerprint("some-org/none")
+    offline(monkeypatch)
+    with pytest.raises(DataError, match=r"some-org/none: neither here nor in the cache .* HF_HUB_OFFLINE is set"):
+        fingerprint("some-org/none")
+    with pytest.raises(DataError, match="nowhere: no such file or folder"):
+        fingerprint("./nowhere")
 
 
 def test_weights_of_the_older_kind_are_fetched_where_there_are_no_others(tmp_path, monkeypatch):
@@ -95,7 +104,7 @@ def test_weights_of_the_older_kind_are_fetched_where_there_are_no_others(tmp_pat
         ("some-org/m", {"status": 418}, "answers HTTP 418"),
         ("some-org/m", {"status": 500}, "answers HTTP 500"),
         ("./nowhere", {}, "model ./nowhere: no such folder, and not the id of a published model (org/name)"),
-        ("https://huggingface.co/some-org/m", {}, "not the id of a published model"),
+        ("https://huggingface.co/some-org/m", {}, "what lies on the hub is named org/name"),
     ],
 )
 def test_a_model_that_cannot_be_had_is_one_line(tmp_path, monkeypatch, reference, changes, expected):

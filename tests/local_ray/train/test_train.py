@@ -183,7 +183,7 @@ def test_a_run_that_gave_up_is_resumed_by_its_recipe(recipe_for, inputs, tmp_pat
         train(recipe_for(moved, epochs=1), "resume")
     (moved / "manifest.json").unlink()
     (moved / "documents" / "inputs.json").write_text('{"collection": "other"}')
-    with pytest.raises(ConfigError, match="belongs to other data"):
+    with pytest.raises(ConfigError, match="was made from other inputs"):
         train(recipe_for(moved, epochs=2), "resume")
 
 

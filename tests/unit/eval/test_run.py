@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from janus_ray.errors import DataError
+from janus_ray.errors import ConfigError, DataError
 from janus_ray.eval import generate, grade, run
 from janus_ray.eval import report as report_module
 from janus_ray.eval.run import evaluate
@@ -66,10 +66,10 @@ def prompt_of(judgment, folder):
     return generations[judgment["generation_id"]]["prompt"]
 
 
-def test_new_weights_under_the_same_name_are_evaluated_anew(tmp_path, capsys):
-    listed, answers = models_with("first"), {"policy": obedient}
+def test_new_weights_under_the_same_name_are_refused_in_the_same_folder(tmp_path, capsys):
+    listed = models_with("first")
     with (
-        loopback(lambda n, body: answers["policy"](n, body), models=listed) as policy,
+        loopback(obedient, models=listed) as policy,
         loopback(strict, models=models_with("judge")) as judge,
     ):
         recipe = recipe_for(tmp_path, policy.url, judge.url, judge_siblings=False)
@@ -79,18 +79,14 @@ def test_new_weights_under_the_same_name_are_evaluated_anew(tmp_path, capsys):
         assert "already finished; 0 requests sent" in capsys.readouterr().out
         # Retrained, served under the same name: the same recipe, the same bench.
         listed.body["data"][0]["weights_id"] = "second"
-        answers["policy"] = lambda n, body: chat_reply("Hello.")
-        second = evaluate(recipe, "resume")
-        assert "already finished" not in capsys.readouterr().out
-        assert len(policy.requests) == 2 * sent[0]
-        # Back to the first weights: the ledger knows their answers.
+        with pytest.raises(ConfigError, match=r"was made from other inputs \(changed since: policy m http"):
+            evaluate(recipe, "resume")
+        # Back to the first weights.
         listed.body["data"][0]["weights_id"] = "first"
-        third = evaluate(recipe, "resume")
-        assert len(policy.requests) == 2 * sent[0]
-    means = [results["models"]["m"]["own_system"]["overall"]["mean"] for results in (first, second, third)]
-    assert means == [5.0, 2.0, 5.0]
+        assert evaluate(recipe, "resume") == first
+        assert (len(policy.requests), len(judge.requests)) == sent
     assert first["protocol"]["weights"] == {"policy m": "first", "judge": "judge"}
-    assert read_manifest(tmp_path / "out")["inputs"]["policy m"]["sha256"] == "first"
+    assert read_manifest(tmp_path / "out")["inputs"]["policy m"]["revision"] == "first"
 
 
 def test_unknown_weights_are_said_and_never_taken_for_unchanged(tmp_path, capsys):
