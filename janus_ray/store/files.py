@@ -230,8 +230,11 @@ def files_below(folder: Path | UPath | str, *, deep: bool = True) -> list[Found]
 
 def _local_files(folder: Path, deep: bool) -> Iterator[Found]:
     for path in folder.rglob("*") if deep else folder.iterdir() if folder.is_dir() else ():
-        if path.is_file():
-            yield Found(path.relative_to(folder).as_posix(), UPath(path), path.stat().st_size, {})
+        # What another process is writing or deleting there may be gone by now.
+        with suppress(FileNotFoundError):
+            state = path.stat()
+            if stat.S_ISREG(state.st_mode):
+                yield Found(path.relative_to(folder).as_posix(), UPath(path), state.st_size, {})
 
 
 def _objects(folder: UPath, deep: bool) -> Iterator[Found]:

@@ -16,7 +16,7 @@ from janus_ray.errors import ConfigError, TrainingError
 from janus_ray.progress import ProgressLine, report_step
 from janus_ray.store.files import what_is_at
 from janus_ray.store.folder import Ref, RunFolder, read_manifest
-from janus_ray.store.hub import hub_id, model_folder
+from janus_ray.store.hub import model_folder
 from janus_ray.store.location import is_local
 from janus_ray.train.collection import left_out, read_collection
 from janus_ray.train.launch import fit
@@ -38,24 +38,21 @@ def train(recipe: TrainRecipe, if_exists: IfExists) -> dict[str, Any]:
     """
     _check_learning_rate(recipe)
     folder = RunFolder(recipe.output_dir, recipe, if_exists)
-    inputs = {"collection": Ref.of(recipe.collection), "base_model": Ref.of(recipe.base_model)}
-    folder.check_inputs(inputs)
     where = folder.path
     if not is_local(where):
         raise ConfigError(f"output folder {where}: training writes to a file system; name a local path")
     if folder.finished:
+        folder.check_inputs(_inputs(recipe))
         print(f"{folder.path}: already finished")
         return read_manifest(folder.path)
     # By its absolute path, because Ray's processes run in folders of their own; of a published model its snapshot.
     local = recipe.model_copy(update={"base_model": str(model_folder(recipe.base_model).absolute())})
     check_base_model(local)
-    if hub_id(recipe.base_model):
-        # Fetched just now, perhaps in a newer revision than the cache held.
-        inputs["base_model"] = Ref.of(recipe.base_model)
     counts = _prepared_before(folder, where)
     collection = None if counts else read_collection(recipe.collection)
     template_sha256 = check_chat(local, collection.rows if collection else None)
-    inputs["chat_template"] = Ref(recipe.chat_template, template_sha256)
+    # Looked at after they are read: what is published is fetched by that, perhaps in a newer revision.
+    inputs = {**_inputs(recipe), "chat_template": Ref(recipe.chat_template, template_sha256)}
     folder.check_inputs(inputs, whole=True)
     gpus = recipe.num_workers if recipe.use_gpu else 0
     purpose = f"train with {recipe.num_workers} workers"
@@ -71,6 +68,10 @@ def train(recipe: TrainRecipe, if_exists: IfExists) -> dict[str, Any]:
         with _followed(where / METRICS_FILE):
             last = fit(local, where.absolute(), identity)
     return _finish(folder, counts, last)
+
+
+def _inputs(recipe: TrainRecipe) -> dict[str, Ref]:
+    return {"collection": Ref.of(recipe.collection), "base_model": Ref.of(recipe.base_model)}
 
 
 def _check_learning_rate(recipe: TrainRecipe) -> None:
