@@ -109,7 +109,11 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             is_stat=True,
         ),
         Panel(
-            "Done", "percentunit", ((share_done(_STAGES), "{{stage}}: {{what}}"),), "Jobs that run now.", is_stat=True
+            "Done",
+            "percentunit",
+            ((share_done(_STAGES), "{{stage}}: {{what}}"),),
+            "Jobs within the time shown.",
+            is_stat=True,
         ),
     ),
     "Serving": (

@@ -118,9 +118,9 @@ def draw(address: str, minutes: float) -> Any:
         targets = [(each["expr"], each["legendFormat"]) for each in panel["targets"]]
         series = [one for query, legend in targets for one in answers(address, query, legend, minutes)]
         is_stat = panel["type"] == "stat"
-        below = 0.4 if is_stat else 2.0
-        inside = (left + (0.008 if is_stat else 0.042), top - tall + below / height)
-        axes = figure.add_axes((*inside, wide - (0.016 if is_stat else 0.054), tall - (below + 1.3) / height))
+        below = 0.4 if is_stat else 1.8
+        inside = (left + (0.008 if is_stat else 0.046), top - tall + below / height)
+        axes = figure.add_axes((*inside, wide - (0.016 if is_stat else 0.06), tall - (below + 1.3) / height))
         axes.set_facecolor(_PANEL)
         axes.tick_params(colors=_FAINT, length=0, labelsize=6.5)
         for spine in axes.spines.values():

@@ -16,6 +16,7 @@ from janus_ray.config import resolved
 from janus_ray.env import log_level, ray_address
 from janus_ray.errors import ConfigError
 from janus_ray.model_folder import check_model_folder
+from janus_ray.progress import ProgressLine, duration
 from janus_ray.serve.causes import cause
 from janus_ray.serve.ingress import Entrance, answer_health, base_url, check_cluster_ports, check_port
 from janus_ray.serve.private_ray import logs_folder
@@ -152,24 +153,26 @@ def _start(recipe: ServeRecipe) -> None:
 def _wait_until_ready(recipe: ServeRecipe, stop: threading.Event, began: float) -> list[Entrance] | None:
     """Waits until /health says that every model has answered; None when a signal came first."""
     deadline = began + recipe.start_timeout_s
-    progress = time.monotonic() + _PROGRESS_S
+    progress, line = time.monotonic() + _PROGRESS_S, ProgressLine("serve: models up", len(recipe.models))
     while not stop.wait(_POLL_S):
-        running, states = _state(recipe)
+        running, up, states = _state(recipe)
         # An application that this one replaces may answer for a while.
         if running and (found := answer_health(recipe)):
             return found
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        if now > deadline:
             raise ConfigError(
                 f"the models were not ready after {recipe.start_timeout_s:g} s ({states}); logs: {_logs()}"
             )
-        if time.monotonic() > progress:
+        if now > progress:
             progress += _PROGRESS_S
-            print(f"serve: {states} after {time.monotonic() - began:.0f} s", flush=True)
+            passed = f"{duration(now - began)} so far, at most {duration(deadline - now)} more"
+            line.update(up, f"{states}, {passed}", force=True)
     return None
 
 
-def _state(recipe: ServeRecipe) -> tuple[bool, str]:
-    """Whether every deployment is up, and in words what each is doing.
+def _state(recipe: ServeRecipe) -> tuple[bool, int, str]:
+    """Whether every deployment is up, how many models are, and in words what each is doing.
 
     Raises:
         ConfigError: one has failed; with the cause.
@@ -180,7 +183,7 @@ def _state(recipe: ServeRecipe) -> tuple[bool, str]:
 
     application = serve.status().applications.get(APP_NAME)
     if application is None:
-        return False, "deploying"
+        return False, 0, "deploying"
     shown = {model.deployment_name: f"model {model.model_id}" for model in recipe.models}
     for name, deployment in application.deployments.items():
         if deployment.status in _FAILED:
@@ -188,8 +191,9 @@ def _state(recipe: ServeRecipe) -> tuple[bool, str]:
             raise ConfigError(f"{shown.get(name, name)} did not start: {reason}; logs: {_logs()}")
     if application.status in _FAILED:
         raise ConfigError(f"the application did not start: {cause(application.message)}; logs: {_logs()}")
-    up = {name: "up" if one.status == "HEALTHY" else "starting" for name, one in application.deployments.items()}
-    return application.status == "RUNNING", ", ".join(f"{shown.get(name, name)} {state}" for name, state in up.items())
+    up = {name: one.status == "HEALTHY" for name, one in application.deployments.items()}
+    words = ", ".join(f"{shown.get(name, name)} {'up' if is_up else 'starting'}" for name, is_up in up.items())
+    return application.status == "RUNNING", sum(up.get(name, False) for name in shown), words
 
 
 def _logs() -> str:
@@ -202,7 +206,7 @@ def _logs() -> str:
 
 def _announce(recipe: ServeRecipe, found: list[Entrance], began: float) -> None:
     first, *others = found
-    print(f"serve: ready after {time.monotonic() - began:.0f} s")
+    print(f"serve: ready after {duration(time.monotonic() - began)}")
     print(f"  page    {first.url}/{'' if first.is_here or first.reaches else f' (on node {first.address} only)'}")
     print(f"  API     {first.url}/v1")
     if others:

@@ -1,12 +1,15 @@
+import itertools
 import json
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from janus_ray.config import validate
 from janus_ray.errors import CheckpointError, ConfigError
+from janus_ray.serve import launch
 from janus_ray.serve.causes import cause, engine_cause
 from janus_ray.serve.ingress import base_url, healthy
 from janus_ray.serve.launch import check_before_start
@@ -31,6 +34,20 @@ def test_a_port_in_use_is_refused(tmp_path):
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"port {port} .*already in use.*--set port"):
             check_before_start(recipe(tmp_path, port=port))
+
+
+def test_the_start_says_what_is_up_and_how_long_it_may_take(tmp_path, monkeypatch, capsys):
+    found = iter([(False, 0, "model m starting, gateway up")] * 3 + [(True, 1, "model m up, gateway up")])
+    clock = itertools.count(0.0, 7.0)
+    monkeypatch.setattr(launch, "_state", lambda recipe: next(found))
+    monkeypatch.setattr(launch, "answer_health", lambda recipe: ["entrance"])
+    monkeypatch.setattr(launch, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    stop = SimpleNamespace(wait=lambda seconds: False)
+    assert launch._wait_until_ready(recipe(tmp_path, start_timeout_s=100), stop, 0.0) == ["entrance"]
+    assert capsys.readouterr().out.splitlines() == [
+        "serve: models up 0/1 (0 %), model m starting, gateway up, 14 s so far, at most 1 min 26 s more",
+        "serve: models up 0/1 (0 %), model m starting, gateway up, 21 s so far, at most 1 min 19 s more",
+    ]
 
 
 def test_a_host_that_is_not_this_machine_is_refused_in_words(tmp_path):
