@@ -327,6 +327,8 @@ def _built(panel: Panel) -> Any:
     for index, (expression, legend) in enumerate(panel.queries):
         query = prometheus.Dataquery().expr(expression).legend_format(legend or "__auto").ref_id(chr(ord("A") + index))
         shape.with_target(query.range())
+    if panel.no_data:
+        shape.no_value(panel.no_data)
     if panel.unit == "percentunit":
         shape.min(0).max(1)
     elif panel.unit not in ("sci", "short"):

@@ -26,9 +26,10 @@ _POINTS = 240
 _UNIT_PX, _COLUMNS, _DPI = 32, 24, 100
 _BACK, _PANEL, _INK, _FAINT = "#f4f5f5", "#ffffff", "#24292e", "#8e9196"
 _COLOURS = ["#3274d9", "#e0752d", "#37872d", "#8f3bb8", "#c4162a", "#3d9e9e", "#b8860b", "#5b6770"]
+_SMALL = {"fontsize": 6.5, "color": _FAINT}
 _SCALES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 _SUFFIXES = {"reqps": " req/s", "ms": " ms", "s": " s", "percent": " %"}
-_MOST_LEGENDS, _LEGEND_CHARACTERS = 5, 44
+_MOST_LEGENDS, _LEGEND_CHARACTERS, _NAME_CHARACTERS = 4, 34, 26
 
 
 def answers(address: str, query: str, legend: str, minutes: float) -> list[tuple[str, list[float], list[float]]]:
@@ -60,17 +61,27 @@ def shown(value: float, unit: str) -> str:
         return f"{value:.1e}" if value else "0"
     if unit == "mbytes":
         value, unit = value * 2**20, "bytes"
+    if unit == "ms" and abs(value) >= 1000:
+        value, unit = value / 1000, "s"
     scale, letter = next(((size, name) for size, name in _SCALES if abs(value) >= size), (1, ""))
     number = f"{value / scale:.3g}"
     return f"{number} {letter}B" if unit == "bytes" else f"{number}{letter}{_SUFFIXES.get(unit, '')}"
 
 
+def shortened(name: str, characters: int) -> str:
+    """A name with its middle left out where it is long: both ends tell it from others."""
+    half = characters // 2
+    return name if len(name) <= characters else f"{name[:half]}…{name[-half:]}"
+
+
 def draw_lines(axes: Any, series: list[tuple[str, list[float], list[float]]], unit: str, minutes: float) -> None:
     """One panel of lines, with its legend below."""
     for index, (name, seconds, values) in enumerate(series):
-        label = name if len(name) <= _LEGEND_CHARACTERS else f"{name[:_LEGEND_CHARACTERS]}…"
+        label = shortened(name, _LEGEND_CHARACTERS) if index < _MOST_LEGENDS else None
         drawn = {"color": _COLOURS[index % len(_COLOURS)], "linewidth": 1.4}
-        axes.plot([each / 60 for each in seconds], values, label=label if index < _MOST_LEGENDS else None, **drawn)
+        axes.plot([each / 60 for each in seconds], values, label=label, **drawn)
+    if len(series) > _MOST_LEGENDS:
+        axes.text(1, 1.02, f"and {len(series) - _MOST_LEGENDS} more", **_SMALL, ha="right", transform=axes.transAxes)
     axes.set_xlim(-minutes, 0)
     every = [value for _, _, values in series for value in values]
     axes.set_ylim(min(0, *every), 1.1 * max(every) if max(every) > 0 else 1)
@@ -93,7 +104,7 @@ def draw_number(axes: Any, series: list[tuple[str, list[float], list[float]]], u
         text = shown(values[-1], unit)
         axes.text(0.03, height, text, fontsize=size, color=_COLOURS[2], va="center", transform=axes.transAxes)
         place = {"x": 0.03 if alone else 0.97, "y": 0.05 if alone else height, "ha": "left" if alone else "right"}
-        axes.text(s=name, fontsize=6.5, color=_FAINT, va="center", transform=axes.transAxes, **place)
+        axes.text(s=shortened(name, _NAME_CHARACTERS), va="center", transform=axes.transAxes, **_SMALL, **place)
 
 
 def draw(address: str, minutes: float) -> Any:
@@ -127,7 +138,8 @@ def draw(address: str, minutes: float) -> Any:
             spine.set_visible(False)
         if not series:
             axes.axis("off")
-            axes.text(0.5, 0.5, "no data", ha="center", va="center", color=_FAINT, transform=axes.transAxes)
+            reason = panel["fieldConfig"]["defaults"].get("noValue", "no data")
+            axes.text(0.5, 0.5, reason, ha="center", va="center", color=_FAINT, transform=axes.transAxes)
         elif is_stat:
             draw_number(axes, series, unit)
         else:
