@@ -4,6 +4,7 @@ Read by us:
 
     JANUS_LOG_LEVEL     level of our own log lines: DEBUG, INFO (default), WARNING, ERROR
     JANUS_EXPECT_GPU    "1" turns a skipped gpu test into a failure (for machines that must have one)
+    JANUS_CACHE_DIR     where models that lie on an object storage are kept on each machine (~/.cache/janus_ray)
     JANUS_MINIATURE_URL where the miniature's teacher and judge answer; unset, a job that needs them starts them
     JANUS_CACHE_DIR     where models that lie on an object storage are kept on each machine (~/.cache/janus_ray)
     RAY_ADDRESS         connect to this Ray cluster instead of starting a local one

@@ -1,4 +1,4 @@
-"""Documents laid end to end for a forward pass.
+"""The documents of a run as its workers read them, laid end to end for a forward pass.
 
 Shape legend: T tokens of a micro-batch, S supervised positions in it, N documents in it.
 """
@@ -8,9 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 
 import numpy as np
 import torch
+from upath import UPath
+
+from janus_ray.store.location import location
+from janus_ray.store.shards import TokenShards
+from janus_ray.train.plan import DOCUMENTS_FOLDER, PLAN_FILE, read_plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,3 +57,28 @@ def micro_batch(documents: Sequence[tuple[np.ndarray, np.ndarray]], device: torc
         positions_S=torch.from_numpy(supervised - 1).to(device),
         targets_S=torch.from_numpy(ids[supervised]).to(device),
     )
+
+
+class TrainingData:
+    """The documents of a run and its plan, as a worker reads them."""
+
+    def __init__(self, folder: Path | UPath) -> None:
+        """Opens both; no document is read yet.
+
+        Raises:
+            ConfigError: this machine does not see the folder.
+            DataError: something in it is damaged.
+        """
+        folder = location(folder)
+        self._documents = TokenShards(folder / DOCUMENTS_FOLDER)
+        self.plan = read_plan(folder / PLAN_FILE)
+        index = self._documents.index
+        self.tokens_per_bin, self.supervised_per_bin = map(self.plan.per_bin, (index.lengths, index.supervised))
+
+    def micro_batch(self, bins: Sequence[int] | np.ndarray, device: torch.device) -> MicroBatch:
+        """The documents of some bins, laid end to end."""
+        return micro_batch([self._documents[int(i)] for bin_ in bins for i in self.plan.documents_of(bin_)], device)
+
+    def lengths_in(self, bins: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The lengths of the documents in some bins."""
+        return self._documents.index.lengths[np.concatenate([self.plan.documents_of(bin_) for bin_ in bins])]

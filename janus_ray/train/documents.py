@@ -12,10 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from upath import UPath
 
 from janus_ray.chat import ChatEncoder, ChatTemplate, EncodedExample, Message, loss_stretches, use_template
 from janus_ray.errors import DataError
 from janus_ray.model_folder import load_tokenizer
+from janus_ray.store.hub import model_folder
 from janus_ray.store.shards import Index, ShardEntry, id_type, write_shard
 from janus_ray.text import one_line
 
@@ -41,9 +43,9 @@ class Written:
 class DocumentWriter:
     """Turns batches of rows into shards, one shard a batch. A Ray actor, or an object of this process."""
 
-    def __init__(self, base_model: str, chat_template: ChatTemplate, folder: Path) -> None:
+    def __init__(self, base_model: str, chat_template: ChatTemplate, folder: Path | UPath) -> None:
         """Loads the tokenizer; the shards go into the folder."""
-        self._encoder = use_template(load_tokenizer(base_model), chat_template)
+        self._encoder = use_template(load_tokenizer(model_folder(base_model)), chat_template)
         self._dtype = id_type(len(self._encoder.tokenizer))
         self._folder = folder
 

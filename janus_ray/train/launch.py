@@ -3,23 +3,42 @@
 from __future__ import annotations
 
 import importlib
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from upath import UPath
 
 from janus_ray.config import resolved
 from janus_ray.errors import JanusError, TrainingError
 from janus_ray.metrics import TRAIN_RESTARTS, count
+from janus_ray.store.files import arrow_filesystem
+from janus_ray.store.hub import model_folder
+from janus_ray.store.location import location
 from janus_ray.train.checkpoint import CHECKPOINTS, newest_healthy, progress_of, remove_leftovers
+from janus_ray.train.context import Record
 from janus_ray.train.recipe import TrainRecipe
 
+if TYPE_CHECKING:
+    import torch
 
-def fit(recipe: TrainRecipe, folder: Path, identity: dict[str, str]) -> dict[str, Any]:
+_FETCH_S = 0.5
+# As long as the driver waits for its own actor at the most.
+_ANSWER_S = 60.0
+
+
+def fit(
+    recipe: TrainRecipe, folder: Path | UPath, identity: dict[str, str], follow: Callable[[Record], None]
+) -> dict[str, Any]:
     """Trains to the end and returns the last step and its loss, {"step": 120, "loss": 0.5}.
 
     Args:
         recipe: what to do.
         folder: the run's folder, absolute, with the documents and the plan in it.
         identity: see `train_loop`.
+        follow: called with each line of metrics as it comes, from whatever machine.
 
     Raises:
         JanusError: a worker raised it; such a failure would come again and is not tried again.
@@ -28,12 +47,12 @@ def fit(recipe: TrainRecipe, folder: Path, identity: dict[str, str]) -> dict[str
     from ray.train import TrainingFailedError
 
     # Ray Train starts workers and says how they ended; where to go on from is looked up anew for each start.
-    failures = 0
+    folder, failures = location(folder), 0
     while True:
         remove_leftovers(folder)
         checkpoint = _checkpoint_to_go_on_from(folder)
         try:
-            return _start_workers(recipe, folder, identity, checkpoint)
+            return _start_workers(recipe, folder, identity, checkpoint, follow)
         except TrainingFailedError as error:
             _raise_what_would_come_again(error)
             failures += not _is_preemption(error)
@@ -43,7 +62,7 @@ def fit(recipe: TrainRecipe, folder: Path, identity: dict[str, str]) -> dict[str
             print(f"train: {_what_happened(error)}; starting the workers again", flush=True)
 
 
-def _checkpoint_to_go_on_from(folder: Path) -> Path | None:
+def _checkpoint_to_go_on_from(folder: UPath) -> UPath | None:
     checkpoint, complaints = newest_healthy(folder)
     for complaint in complaints:
         print(f"train: damaged checkpoint passed over: {complaint}", flush=True)
@@ -55,31 +74,98 @@ def _checkpoint_to_go_on_from(folder: Path) -> Path | None:
 
 
 def _start_workers(
-    recipe: TrainRecipe, folder: Path, identity: dict[str, str], checkpoint: Path | None
+    recipe: TrainRecipe,
+    folder: UPath,
+    identity: dict[str, str],
+    checkpoint: UPath | None,
+    follow: Callable[[Record], None],
 ) -> dict[str, Any]:
     # The package picks between two generations of these classes when it is imported, which no type checker can follow.
     api: Any = importlib.import_module("ray.train")
     torch_api: Any = importlib.import_module("ray.train.torch")
-    trainer = torch_api.TorchTrainer(
-        _worker,
-        train_loop_config={
-            "recipe": resolved(recipe),
-            "folder": str(folder),
-            "identity": identity,
-            "checkpoint": str(checkpoint) if checkpoint else None,
-        },
-        scaling_config=api.ScalingConfig(num_workers=recipe.num_workers, use_gpu=recipe.use_gpu),
-        torch_config=torch_api.TorchConfig(backend="cpu:gloo,cuda:nccl" if recipe.use_gpu else "gloo"),
-        run_config=api.RunConfig(
-            # Ray keeps a marker there and nothing else.
-            storage_path=str(folder / CHECKPOINTS),
-            name=".ray_train",
-            failure_config=api.FailureConfig(max_failures=0, max_preemption_failures=0),
-        ),
-    )
-    last = trainer.fit().return_value
+    filesystem, path = arrow_filesystem(folder / CHECKPOINTS)
+    with _followed(follow) as reports:
+        trainer = torch_api.TorchTrainer(
+            _worker,
+            train_loop_config={
+                "recipe": resolved(recipe),
+                "folder": str(folder),
+                "identity": identity,
+                "checkpoint": str(checkpoint) if checkpoint else None,
+                "reports": reports,
+            },
+            scaling_config=api.ScalingConfig(num_workers=recipe.num_workers, use_gpu=recipe.use_gpu),
+            torch_config=torch_api.TorchConfig(backend="cpu:gloo,cuda:nccl" if recipe.use_gpu else "gloo"),
+            run_config=api.RunConfig(
+                # Ray keeps a marker there and nothing else.
+                storage_path=path,
+                storage_filesystem=filesystem,
+                name=".ray_train",
+                failure_config=api.FailureConfig(max_failures=0, max_preemption_failures=0),
+            ),
+        )
+        last = trainer.fit().return_value
     assert isinstance(last, dict)
     return last
+
+
+class _Reports:
+    """What the workers report, for the driver to fetch; an actor beside the driver."""
+
+    def __init__(self) -> None:
+        self._records: list[Record] = []
+
+    def put(self, record: Record) -> None:
+        self._records.append(record)
+
+    def take(self) -> list[Record]:
+        taken, self._records = self._records, []
+        return taken
+
+
+@contextmanager
+def _followed(follow: Callable[[Record], None]) -> Generator[Any]:
+    """An actor that takes records; what it takes comes out here until the block ends."""
+    import ray
+    from ray.exceptions import RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    reports: Any = ray.remote(num_cpus=0)(_Reports).options(scheduling_strategy=here).remote()
+    stop = threading.Event()
+
+    def fetch() -> None:
+        while True:
+            stopping = stop.wait(_FETCH_S)
+            try:
+                for record in ray.get(reports.take.remote(), timeout=_ANSWER_S):
+                    follow(record)
+            except (RayError, TimeoutError):
+                # Nobody sees the lines; they are on the storage, and the training goes on.
+                return
+            if stopping:
+                return
+
+    thread = threading.Thread(target=fetch, name="metrics", daemon=True)
+    thread.start()
+    try:
+        yield reports
+    finally:
+        stop.set()
+        thread.join()
+        ray.kill(reports)
+
+
+class _RayContext:
+    """A worker of Ray Train."""
+
+    def __init__(self, device: torch.device, reports: Any) -> None:
+        self.device = device
+        self._reports = reports
+
+    def report(self, record: Record) -> None:
+        # Not waited for: if the actor is gone, nobody sees the line, and the training goes on.
+        self._reports.put.remote(record)
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -95,8 +181,10 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
         torch.set_num_threads(recipe.threads_per_worker)
     device = get_device()
     assert isinstance(device, torch.device)
-    checkpoint = Path(config["checkpoint"]) if config["checkpoint"] else None
-    return train_loop(recipe, Path(config["folder"]), config["identity"], checkpoint, device)
+    # On this machine: another one's cache is not seen here.
+    recipe = recipe.model_copy(update={"base_model": str(model_folder(recipe.base_model))})
+    context = _RayContext(device, config["reports"])
+    return train_loop(context, recipe, config["folder"], config["identity"], config["checkpoint"])
 
 
 def _raise_what_would_come_again(error: Exception) -> None:
@@ -115,7 +203,7 @@ def _raise_what_would_come_again(error: Exception) -> None:
             ) from None
 
 
-def _gave_up(error: Exception, folder: Path, failures: int) -> Exception:
+def _gave_up(error: Exception, folder: UPath, failures: int) -> Exception:
     """The error that ends the run: one line where workers died, else what they raised, which nobody foresaw."""
     if not _died(error):
         return error

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +13,18 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from upath import UPath
 
 from janus_ray.errors import TrainingError
-from janus_ray.store.shards import TokenShards
-from janus_ray.train.batches import MicroBatch, micro_batch
-from janus_ray.train.checkpoint import load_checkpoint, named_when_not_written, save_checkpoint
+from janus_ray.store.location import location
+from janus_ray.train.batches import MicroBatch, TrainingData
+from janus_ray.train.checkpoint import Checkpoints, load_checkpoint, named_when_not_written
+from janus_ray.train.context import Context
 from janus_ray.train.model import build_sharded, export
-from janus_ray.train.plan import read_plan, share_of
-from janus_ray.train.prepare import DOCUMENTS_FOLDER, METRICS_FILE, PLAN_FILE
+from janus_ray.train.objectives import summed_loss
+from janus_ray.train.plan import share_of
 from janus_ray.train.recipe import TrainRecipe
-from janus_ray.train.throughput import model_shape, peak_flops, training_flops
+from janus_ray.train.step_log import StepLog
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,62 +35,82 @@ _LARGEST_LOSS = 1000.0
 
 
 def train_loop(
-    recipe: TrainRecipe, folder: Path, identity: Mapping[str, str], checkpoint: Path | None, device: torch.device
+    context: Context,
+    recipe: TrainRecipe,
+    folder: Path | UPath,
+    identity: Mapping[str, str],
+    checkpoint: Path | UPath | None,
 ) -> dict[str, Any]:
     """One worker of the run: builds its shard, goes on from the checkpoint, trains, exports. All ranks call it.
 
     The same on every worker, it returns the last step and its loss.
 
     Args:
-        recipe: what to do.
+        context: where it runs.
+        recipe: what to do; its base model is a local folder.
         folder: the run's folder, which all workers see; it holds the documents and the plan.
         identity: hashes of what the run is made from; a checkpoint with others is refused.
         checkpoint: where to go on from; None starts at the first step.
-        device: this worker's.
 
     Raises:
         TrainingError: a loss, a gradient or a weight is not finite, or a loss is beyond any model's.
         CheckpointError: the checkpoint belongs to another run, or something cannot be written.
     """
     torch.manual_seed(recipe.seed)
-    rank, world_size = dist.get_rank(), dist.get_world_size()
+    folder, device = location(folder), context.device
     data = TrainingData(folder)
-    plan = data.plan
-    model = build_sharded(recipe, init_device_mesh(device.type, (world_size,)), device)
+    model = build_sharded(recipe, init_device_mesh(device.type, (dist.get_world_size(),)), device)
     optimizer = _optimizer(model, recipe)
-    progress: dict[str, Any] = {"step": 0, "plan_sha256": plan.sha256, **identity}
+    progress: dict[str, Any] = {"step": 0, "plan_sha256": data.plan.sha256, **identity}
     if checkpoint is not None:
         progress = load_checkpoint(model, optimizer, checkpoint, progress)
-    saved = progress["step"]
-    _stop_unless_weights_are_finite(model, saved, saved)
-    log = StepLog(folder, recipe, data, model) if rank == 0 else None
-    if log is not None:
-        log.restart_after(saved)
+    _stop_unless_weights_are_finite(model, progress["step"], progress["step"])
+    log = StepLog(folder, recipe, data, model, context, progress["step"]) if dist.get_rank() == 0 else None
     model.train()
-    for step in range(saved + 1, len(plan) + 1):
-        bins, is_last = plan.bins_by_step[step - 1], step == len(plan)
+    with Checkpoints(folder, recipe.keep_checkpoints) as checkpoints:
+        progress = _train(model, optimizer, data, recipe, device, progress, checkpoints, log)
+    with named_when_not_written(folder / MODEL_FOLDER):
+        export(model, recipe, folder / MODEL_FOLDER)
+    if log is not None:
+        log.close()
+    dist.barrier()
+    return {"step": progress["step"], "loss": progress["loss"]}
+
+
+def _train(
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    data: TrainingData,
+    recipe: TrainRecipe,
+    device: torch.device,
+    progress: dict[str, Any],
+    checkpoints: Checkpoints,
+    log: StepLog | None,
+) -> dict[str, Any]:
+    """The steps from where the run is to its end; returns the progress by then."""
+    steps = data.plan.bins_by_step
+    saved = progress["step"]
+    for step in range(saved + 1, len(steps) + 1):
+        bins, is_last = steps[step - 1], step == len(steps)
         loss, grad_norm = _gradient(model, data, bins, recipe, device)
         _stop_unless_sound(f"step {step}", saved, loss, grad_norm)
-        rate = learning_rate_at(step - 1, len(plan), recipe)
+        rate = learning_rate_at(step - 1, len(steps), recipe)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
         optimizer.zero_grad()
         if log is not None and (step % recipe.log_every_steps == 0 or step == 1 or is_last):
+            log.checkpoint_s = checkpoints.write_s
             log.write(step, loss=loss, learning_rate=rate, grad_norm=grad_norm)
         if step % recipe.checkpoint_every_steps == 0 or is_last:
             _stop_unless_weights_are_finite(model, step, saved)
             _stop_unless_the_model_answers(model, data, bins, step, saved, device)
             progress = {**progress, "step": step, "loss": loss}
-            began = time.monotonic()
-            save_checkpoint(model, optimizer, progress, folder, recipe.keep_checkpoints)
-            saved = step
             if log is not None:
-                log.checkpoint_s = time.monotonic() - began
-    with named_when_not_written(folder / MODEL_FOLDER):
-        export(model, recipe, folder / MODEL_FOLDER)
-    dist.barrier()
-    return {"step": progress["step"], "loss": progress["loss"]}
+                log.flush()
+            checkpoints.save(model, optimizer, progress)
+            saved = step
+    return progress
 
 
 def _optimizer(model: PreTrainedModel, recipe: TrainRecipe) -> torch.optim.Optimizer:
@@ -206,99 +225,3 @@ def backward(
     loss = summed_loss(model, batch)
     (loss * (world_size / supervised if counts else 0.0)).backward()
     return loss.detach() if counts else loss.detach() * 0
-
-
-def summed_loss(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
-    """Cross-entropy summed over the supervised tokens of a micro-batch, in FP32.
-
-    Logits are computed for those positions only.
-    """
-    logits_1SV = model(
-        input_ids=batch.input_ids_1T,
-        position_ids=batch.position_ids_1T,
-        logits_to_keep=batch.positions_S,
-        use_cache=False,
-        document_ends_N=batch.document_ends_N,
-        longest_document=batch.longest_document,
-    ).logits
-    return torch.nn.functional.cross_entropy(logits_1SV[0].float(), batch.targets_S, reduction="sum")
-
-
-class TrainingData:
-    """The documents of a run and its plan, as a worker reads them."""
-
-    def __init__(self, folder: Path) -> None:
-        """Opens both; no document is read yet.
-
-        Raises:
-            ConfigError: this machine does not see the folder.
-            DataError: something in it is damaged.
-        """
-        self._documents = TokenShards(folder / DOCUMENTS_FOLDER)
-        self.plan = read_plan(folder / PLAN_FILE)
-        index = self._documents.index
-        self.tokens_per_bin, self.supervised_per_bin = map(self.plan.per_bin, (index.lengths, index.supervised))
-
-    def micro_batch(self, bins: Sequence[int] | np.ndarray, device: torch.device) -> MicroBatch:
-        """The documents of some bins, laid end to end."""
-        return micro_batch([self._documents[int(i)] for bin_ in bins for i in self.plan.documents_of(bin_)], device)
-
-    def lengths_in(self, bins: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The lengths of the documents in some bins."""
-        return self._documents.index.lengths[np.concatenate([self.plan.documents_of(bin_) for bin_ in bins])]
-
-
-class StepLog:
-    """Rank 0's metrics file: one JSON line per logged step, flushed, so that the driver can follow it.
-
-    Its names are those of `metrics.STEP_LOG`.
-    """
-
-    checkpoint_s: float | None = None
-    """How long the newest checkpoint of this start took."""
-
-    def __init__(self, folder: Path, recipe: TrainRecipe, data: TrainingData, model: PreTrainedModel) -> None:
-        """Counts what each step processes."""
-        self._path = folder / METRICS_FILE
-        self._recipe, self._data = recipe, data
-        self._shape = model_shape(model)
-        self._peak_flops = peak_flops(torch.cuda.get_device_name() if recipe.use_gpu else "")
-        self._last_step, self._last_time = 0, time.monotonic()
-
-    def restart_after(self, step: int) -> None:
-        """Drops the lines of steps that a resumed run does again."""
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        with named_when_not_written(self._path):
-            self._path.write_text("".join(f"{line}\n" for line in kept))
-        self._last_step, self._last_time = step, time.monotonic()
-
-    def write(self, step: int, **values: float) -> None:
-        """Appends the metrics of a step; rates are means since the line before."""
-        now = time.monotonic()
-        seconds = now - self._last_time
-        steps = self._data.plan.bins_by_step
-        recent = np.concatenate([steps[index] for index in range(self._last_step, step)])
-        current = steps[step - 1]
-        padding = 1 - int(self._data.tokens_per_bin[current].sum()) / (len(current) * self._recipe.max_length)
-        record = {
-            "step": step,
-            "num_steps": len(steps),
-            **values,
-            "tokens_per_s": int(self._data.tokens_per_bin[recent].sum()) / seconds,
-            "mfu": self._mfu(recent, seconds),
-            "padding_share": padding,
-            "supervised_tokens": int(self._data.supervised_per_bin[current].sum()),
-            "checkpoint_s": self.checkpoint_s,
-            "worker_pid": os.getpid(),
-        }
-        with named_when_not_written(self._path), self._path.open("a") as stream:
-            stream.write(json.dumps(record, allow_nan=False) + "\n")
-        self._last_step, self._last_time = step, now
-
-    def _mfu(self, recent: np.ndarray, seconds: float) -> float | None:
-        if self._peak_flops is None:
-            return None
-        supervised = int(self._data.supervised_per_bin[recent].sum())
-        flops = training_flops(self._data.lengths_in(recent), supervised, self._shape)
-        return flops / seconds / (self._peak_flops * self._recipe.num_workers)

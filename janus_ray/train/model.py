@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
+import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from upath import UPath
+
 from janus_ray.chat import ChatEncoder, use_template
 from janus_ray.errors import CheckpointError
-from janus_ray.model_folder import load_tokenizer, save_tokenizer, write_template_record
+from janus_ray.model_folder import TEMPLATE_FILE, load_tokenizer, save_tokenizer, write_template_record
+from janus_ray.store.fetch import upload_folder
+from janus_ray.store.files import delete_files, files_below
+from janus_ray.store.location import is_local, location
 from janus_ray.train.attention import IMPLEMENTATION, register
 from janus_ray.train.families import NONSENSE, dropouts, in_one_line, load_config, stated_config
 from janus_ray.train.recipe import TrainRecipe
@@ -135,7 +142,7 @@ def materialise(model: PreTrainedModel, device: torch.device) -> None:
     model.tie_weights(recompute_mapping=False)
 
 
-def export(model: PreTrainedModel, recipe: TrainRecipe, folder: Path) -> None:
+def export(model: PreTrainedModel, recipe: TrainRecipe, folder: Path | UPath) -> None:
     """Writes a Hugging Face folder: weights, configuration, tokenizer, chat template, defaults, template hash.
 
     All ranks must call it; rank 0 writes, beside the target first.
@@ -150,7 +157,7 @@ def export(model: PreTrainedModel, recipe: TrainRecipe, folder: Path) -> None:
         return
     dtype = getattr(torch, recipe.export_dtype)
     encoder = use_template(load_tokenizer(recipe.base_model), recipe.chat_template)
-    with _written_beside(folder) as partial:
+    with _written_beside(location(folder)) as partial:
         write_weights(recipe, weights, dtype, partial)
         save_tokenizer(encoder.tokenizer, partial)
         generation_defaults(recipe.base_model, encoder).save_pretrained(partial)
@@ -194,10 +201,17 @@ def generation_defaults(base_model: str, encoder: ChatEncoder) -> GenerationConf
 
 
 @contextmanager
-def _written_beside(folder: Path) -> Generator[Path]:
-    """A temporary folder that takes the target's place once it is complete."""
-    import shutil
+def _written_beside(folder: UPath) -> Generator[Path]:
+    """A temporary folder that takes the target's place once it is complete.
 
+    For an object storage it lies in the temporary folder of this machine, because transformers writes nowhere else.
+    """
+    if not is_local(folder):
+        with tempfile.TemporaryDirectory(prefix="janus_ray-") as partial:
+            yield Path(partial)
+            delete_files(files_below(folder))
+            upload_folder(Path(partial), folder, last=[TEMPLATE_FILE])
+        return
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

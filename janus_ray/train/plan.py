@@ -12,15 +12,19 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+from upath import UPath
 
 from janus_ray.errors import DataError
-from janus_ray.store.files import written_beside
+from janus_ray.store.files import read_bytes, write_bytes
 
+DOCUMENTS_FOLDER = "documents"
+PLAN_FILE = "plan.npz"
 SINGLE = ("document",)
 """The roles of a plan whose groups are one document each."""
 
@@ -180,23 +184,24 @@ def share_of(
     return [own[start : start + bins_per_micro_batch] for start in range(0, longest, bins_per_micro_batch)]
 
 
-def write_plan(plan: Plan, path: Path) -> None:
+def write_plan(plan: Plan, path: Path | UPath) -> None:
     """Writes a plan, whole or not at all."""
     arrays: dict[str, Any] = dict(
         zip(_NAMES, (plan.groups, *_arrays(plan.bins), *_arrays(plan.bins_by_step)), strict=True)
     )
-    with written_beside(path) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, roles=np.array(plan.roles), sha256=np.array(plan.sha256), **arrays)
+    archive = BytesIO()
+    np.savez(archive, roles=np.array(plan.roles), sha256=np.array(plan.sha256), **arrays)
+    write_bytes(path, archive.getvalue())
 
 
-def read_plan(path: Path) -> Plan:
+def read_plan(path: Path | UPath) -> Plan:
     """Reads a plan.
 
     Raises:
         DataError: it is missing or damaged.
     """
     try:
-        with path.open("rb") as stream, np.load(stream) as found:
+        with np.load(BytesIO(read_bytes(path))) as found:
             groups, *ragged = (found[name] for name in _NAMES)
             plan = Plan(tuple(found["roles"].tolist()), groups, Ragged(*ragged[:2]), Ragged(*ragged[2:]))
             whole = plan.sha256 == str(found["sha256"])

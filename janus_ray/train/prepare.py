@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -12,21 +11,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from upath import UPath
 
 from janus_ray.chat import use_template
 from janus_ray.errors import DataError, JanusError
 from janus_ray.model_folder import load_tokenizer, save_tokenizer
 from janus_ray.progress import ProgressLine
-from janus_ray.store.files import read_json, write_json
+from janus_ray.store.files import delete_files, files_below, read_json, write_json
+from janus_ray.store.hub import model_folder
+from janus_ray.store.location import location
 from janus_ray.store.shards import Index, TokenShards, damage, finish_shards, id_type, joined
 from janus_ray.train.collection import BATCH_ROWS, Collection, Rows
 from janus_ray.train.documents import DocumentWriter, Written, encode_row
-from janus_ray.train.plan import Plan, make_plan, write_plan
+from janus_ray.train.plan import DOCUMENTS_FOLDER, PLAN_FILE, Plan, make_plan, write_plan
 from janus_ray.train.recipe import TrainRecipe
 
-DOCUMENTS_FOLDER = "documents"
-PLAN_FILE = "plan.npz"
-METRICS_FILE = "metrics.jsonl"
 _COUNTS_FILE = "counts.json"
 
 # Among thousands of rows one may be odd; where the template refuses a larger share of them it is the wrong one.
@@ -38,12 +37,12 @@ _MOST_REFUSED_OF_SOME = 0.1
 _BATCHES_AHEAD = 2
 
 Batches = Iterable[pa.Table]
-WriteAll = Callable[[TrainRecipe, Path, Batches, int], Iterator[Written]]
+WriteAll = Callable[[TrainRecipe, UPath, Batches, int], Iterator[Written]]
 """Makes a shard of each batch of rows: (recipe, folder, batches, how many) -> what became of them, in their order."""
 
 
 def prepare(
-    recipe: TrainRecipe, collection: Collection, folder: Path, write_all: WriteAll | None = None
+    recipe: TrainRecipe, collection: Collection, folder: Path | UPath, write_all: WriteAll | None = None
 ) -> dict[str, Any]:
     """Writes `documents/` and `plan.npz` below the folder and returns what was done, in numbers.
 
@@ -57,9 +56,9 @@ def prepare(
         DataError: no row fits into a bin, the template refuses more than single rows, or the audit finds a wrong mask.
         CheckpointError: the base model has no usable tokenizer.
     """
-    encoder = use_template(load_tokenizer(recipe.base_model), recipe.chat_template)
-    documents = folder / DOCUMENTS_FOLDER
-    shutil.rmtree(documents, ignore_errors=True)
+    encoder = use_template(load_tokenizer(model_folder(recipe.base_model)), recipe.chat_template)
+    documents = location(folder) / DOCUMENTS_FOLDER
+    delete_files(files_below(documents))
     try:
         written = _write_documents(recipe, documents, collection.rows, write_all or in_ray)
         finish_shards(
@@ -67,10 +66,10 @@ def prepare(
         )
         plan, too_long = plan_of(recipe, index)
     except JanusError:
-        shutil.rmtree(documents, ignore_errors=True)
+        delete_files(files_below(documents))
         raise
     print(f"train: mask audit: {next(each.example for each in written if each.example)}", flush=True)
-    write_plan(plan, folder / PLAN_FILE)
+    write_plan(plan, location(folder) / PLAN_FILE)
     tokens = int(plan.per_bin(index.lengths).sum())
     counts = {
         **collection.counts,
@@ -111,9 +110,9 @@ def plan_of(recipe: TrainRecipe, index: Index) -> tuple[Plan, int]:
     return plan, int((longest > recipe.max_length).sum())
 
 
-def already_prepared(folder: Path) -> dict[str, Any] | None:
+def already_prepared(folder: Path | UPath) -> dict[str, Any] | None:
     """What `prepare` returned when it made this run's documents; None where it did not, or they are damaged."""
-    documents = folder / DOCUMENTS_FOLDER
+    documents = location(folder) / DOCUMENTS_FOLDER
     try:
         counts = read_json(documents / _COUNTS_FILE)
         whole = damage(documents) is None and counts["documents_xxh3"] == TokenShards(documents).xxh3
@@ -122,8 +121,9 @@ def already_prepared(folder: Path) -> dict[str, Any] | None:
     return counts if whole else None
 
 
-def plan_again(recipe: TrainRecipe, folder: Path) -> None:
+def plan_again(recipe: TrainRecipe, folder: Path | UPath) -> None:
     """Writes the plan over documents that are there already; it takes seconds, and is the same."""
+    folder = location(folder)
     write_plan(plan_of(recipe, TokenShards(folder / DOCUMENTS_FOLDER).index)[0], folder / PLAN_FILE)
 
 
@@ -173,7 +173,7 @@ def check_refusals(refused: int, first: str, looked_at: int, most: float, recipe
         )
 
 
-def _write_documents(recipe: TrainRecipe, folder: Path, rows: Rows, write_all: WriteAll) -> list[Written]:
+def _write_documents(recipe: TrainRecipe, folder: UPath, rows: Rows, write_all: WriteAll) -> list[Written]:
     """The documents of all rows in shards; what became of each batch, in order."""
     progress = ProgressLine("train: rows tokenised", len(rows))
     written: list[Written] = []
@@ -200,13 +200,13 @@ def _index(written: list[Written]) -> Index:
     )
 
 
-def in_this_process(recipe: TrainRecipe, folder: Path, batches: Batches, count: int) -> Iterator[Written]:
+def in_this_process(recipe: TrainRecipe, folder: UPath, batches: Batches, count: int) -> Iterator[Written]:
     """Tokenises here, one batch after the other."""
     writer = DocumentWriter(recipe.base_model, recipe.chat_template, folder)
     return (writer.write(number, batch) for number, batch in enumerate(batches))
 
 
-def in_ray(recipe: TrainRecipe, folder: Path, batches: Batches, count: int) -> Iterator[Written]:
+def in_ray(recipe: TrainRecipe, folder: UPath, batches: Batches, count: int) -> Iterator[Written]:
     """Tokenises in `num_workers` processes of the Ray cluster; few batches are held at once, whatever their number.
 
     Raises:

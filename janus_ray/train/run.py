@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import threading
-import time
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +11,14 @@ from janus_ray.errors import ConfigError, TrainingError
 from janus_ray.progress import ProgressLine, report_step
 from janus_ray.store.files import what_is_at
 from janus_ray.store.folder import Ref, RunFolder, read_manifest
-from janus_ray.store.hub import model_folder
-from janus_ray.store.location import is_local
+from janus_ray.store.hub import cached_commit, hub_id, model_folder
+from janus_ray.store.location import location
 from janus_ray.train.collection import left_out, read_collection
+from janus_ray.train.context import Record
 from janus_ray.train.launch import fit
 from janus_ray.train.model import check_base_model
-from janus_ray.train.prepare import DOCUMENTS_FOLDER, METRICS_FILE, already_prepared, check_chat, plan_again, prepare
+from janus_ray.train.plan import DOCUMENTS_FOLDER
+from janus_ray.train.prepare import already_prepared, check_chat, plan_again, prepare
 from janus_ray.train.recipe import TrainRecipe
 
 _LARGEST_LEARNING_RATE = 1.0
@@ -39,13 +36,10 @@ def train(recipe: TrainRecipe, if_exists: IfExists) -> dict[str, Any]:
     _check_learning_rate(recipe)
     folder = RunFolder(recipe.output_dir, recipe, if_exists)
     where = folder.path
-    if not is_local(where):
-        raise ConfigError(f"output folder {where}: training writes to a file system; name a local path")
     if folder.finished:
         folder.check_inputs(_inputs(recipe))
         print(f"{folder.path}: already finished")
         return read_manifest(folder.path)
-    # By its absolute path, because Ray's processes run in folders of their own; of a published model its snapshot.
     local = recipe.model_copy(update={"base_model": str(model_folder(recipe.base_model).absolute())})
     check_base_model(local)
     counts = _prepared_before(folder, where)
@@ -58,20 +52,32 @@ def train(recipe: TrainRecipe, if_exists: IfExists) -> dict[str, Any]:
     purpose = f"train with {recipe.num_workers} workers"
     with ray_cluster(recipe.ray, recipe.num_workers + 1, purpose, needed_gpus=gpus):
         folder.begin(inputs)
+        elsewhere = recipe.model_copy(update={"base_model": reference_anywhere(recipe.base_model)})
         if collection is not None:
-            counts = prepare(local, collection, where.absolute())
+            counts = prepare(elsewhere, collection, where.absolute())
         else:
-            plan_again(local, where)
+            plan_again(recipe, where)
         assert counts is not None
         _print_data(counts, recipe)
         identity = {name: counts[name] for name in ("template_sha256", "documents_xxh3")}
-        with _followed(where / METRICS_FILE):
-            last = fit(local, where.absolute(), identity)
+        last = fit(elsewhere, where.absolute(), identity, StepLines())
     return _finish(folder, counts, last)
 
 
 def _inputs(recipe: TrainRecipe) -> dict[str, Ref]:
     return {"collection": Ref.of(recipe.collection), "base_model": Ref.of(recipe.base_model)}
+
+
+def reference_anywhere(base_model: str) -> str:
+    """The base model as a process on any machine finds it: what is published by its commit, a folder by its whole path.
+
+    On a file system that other machines do not see, they do not find it.
+    """
+    published = hub_id(base_model)
+    if published is not None:
+        commit = cached_commit("model", published)
+        return f"{published.name}@{commit}" if commit else base_model
+    return str(location(base_model).absolute())
 
 
 def _check_learning_rate(recipe: TrainRecipe) -> None:
@@ -123,43 +129,14 @@ def _finish(folder: RunFolder, counts: dict[str, Any], last: dict[str, Any]) -> 
     return manifest
 
 
-@contextmanager
-def _followed(metrics: Path) -> Generator[None]:
-    """Prints each line that the workers add to the metrics file while the block runs."""
-    stop = threading.Event()
-    thread = threading.Thread(target=_follow, args=(metrics, _whole_lines(metrics), stop), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+class StepLines:
+    """Prints each line of metrics, with the time left; what a restart does again is printed again."""
 
+    def __init__(self) -> None:
+        """Nothing is known before the first line."""
+        self._progress: ProgressLine | None = None
 
-def _follow(metrics: Path, known: list[str], stop: threading.Event) -> None:
-    progress: ProgressLine | None = None
-    while True:
-        stopping = stop.is_set()
-        lines = _whole_lines(metrics)
-        # A restart drops lines; what it does again is printed again.
-        for record in map(json.loads, new_lines(known, lines)):
-            progress = progress or ProgressLine("train: step", record["num_steps"])
-            report_step(progress, record)
-        known = lines
-        if stopping:
-            return
-        time.sleep(0.5)
-
-
-def new_lines(known: list[str], lines: list[str]) -> list[str]:
-    """The lines from the first on that differs from what was known."""
-    same = 0
-    while same < min(len(known), len(lines)) and known[same] == lines[same]:
-        same += 1
-    return lines[same:]
-
-
-def _whole_lines(metrics: Path) -> list[str]:
-    """The lines that are written to their end."""
-    text = metrics.read_text() if metrics.exists() else ""
-    return text[: text.rfind("\n") + 1].splitlines()
+    def __call__(self, record: Record) -> None:
+        """Prints one."""
+        self._progress = self._progress or ProgressLine("train: step", record["num_steps"])
+        report_step(self._progress, record)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import threading
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -97,16 +95,14 @@ def test_without_a_total_there_is_no_end_to_name(monkeypatch, capsys):
 REST = {"loss": 1, "learning_rate": 1e-5, "grad_norm": 1, "tokens_per_s": 9, "mfu": None, "padding_share": 0.25}
 
 
-def test_a_training_says_how_long_it_takes_yet(monkeypatch, tmp_path, capsys):
-    metrics = tmp_path / "metrics.jsonl"
+def test_a_training_says_how_long_it_takes_yet(monkeypatch, capsys):
     lines = [{"step": step, "num_steps": 500, **REST} for step in (1, 101, 500)]
-    metrics.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     # The first line starts the clock.
     clock = iter([0.0, 0.0, 50.0, 250.0])
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    stop = threading.Event()
-    stop.set()
-    run._follow(metrics, [], stop)
+    follow = run.StepLines()
+    for line in lines:
+        follow(line)
     values = "loss 1.0000, lr 1.00e-05, grad 1.00, 9 tokens/s, padding 25.0 %"
     assert capsys.readouterr().out.splitlines() == [
         f"train: step 1/500 (0 %), {values}",

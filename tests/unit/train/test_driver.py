@@ -4,17 +4,7 @@ import json
 
 from janus_ray.store.shards import TokenShards
 from janus_ray.train.prepare import already_prepared
-from janus_ray.train.run import new_lines
 from tests.tiny import documents_in
-
-
-def test_what_a_restart_does_again_is_printed_again():
-    assert new_lines([], ["a", "b"]) == ["a", "b"]
-    assert new_lines(["a", "b"], ["a", "b"]) == []
-    # Steps two and three were dropped; the second was done again before anybody looked.
-    assert new_lines(["a", "b", "c"], ["a", "B"]) == ["B"]
-    assert new_lines(["a", "b"], ["A", "B"]) == ["A", "B"]
-    assert new_lines(["a", "b"], []) == []
 
 
 def test_documents_are_used_again_only_while_they_are_whole(tmp_path):

@@ -17,8 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from janus_ray.train import families
 from janus_ray.train.attention import IMPLEMENTATION
 from janus_ray.train.batches import micro_batch
-from janus_ray.train.loop import summed_loss
 from janus_ray.train.model import blocks_of, materialise, skeleton, write_weights
+from janus_ray.train.objectives import summed_loss
 from janus_ray.train.recipe import TrainRecipe
 from janus_ray.train.weights import check_weights, quiet_transformers, read_weights
 from tests.unit.train.families import EXACT, WINDOW, config_of, write_base

@@ -8,7 +8,6 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
@@ -18,6 +17,7 @@ from janus_ray.store.shards import TokenShards
 from janus_ray.store.tables import read_jsonl
 from janus_ray.train import loop
 from janus_ray.train.checkpoint import newest_healthy, progress_of, remove_leftovers
+from janus_ray.train.context import LocalContext
 from janus_ray.train.plan import make_plan, write_plan
 from janus_ray.train.recipe import TrainRecipe
 from tests.tiny import documents_in, write_model
@@ -78,13 +78,13 @@ def run(base, data, tmp_path):
             shutil.copytree(data, folder)
         planned(folder, settings)
         recipe = TrainRecipe(collection="c", base_model=str(base_model), output_dir=str(folder), **settings)
-        return loop.train_loop(recipe, folder, IDENTITY, checkpoint, torch.device("cpu"))
+        return loop.train_loop(LocalContext(), recipe, folder, IDENTITY, checkpoint)
 
     return start
 
 
 def checkpoints(folder):
-    return sorted(path.name for path in (folder / "checkpoints").iterdir() if path.name != ".staging")
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
 
 
 def losses(folder):
@@ -94,9 +94,9 @@ def losses(folder):
 def test_a_line_of_the_step_log_holds_the_metrics_that_there_are(finished):
     rows = read_jsonl(finished / "metrics.jsonl")
     assert all(row.keys() == {"step", "num_steps", "worker_pid", *STEP_LOG} for row in rows)
-    # Checkpoints after steps 2, 4 and 6.
-    assert [row["checkpoint_s"] is not None for row in rows] == [False, False, True, True, True, True]
-    assert all(row["checkpoint_s"] > 0 for row in rows[2:])
+    # Checkpoints after steps 2, 4 and 6, each written while training goes on, at the latest when the next one begins.
+    assert [row["checkpoint_s"] for row in rows[:2]] == [None, None]
+    assert all(row["checkpoint_s"] > 0 for row in rows[4:])
 
 
 def test_a_run_goes_on_from_a_checkpoint_where_it_was_wherever_the_folder_lies(run, finished, tmp_path):
@@ -118,7 +118,7 @@ def test_a_run_goes_on_from_a_checkpoint_where_it_was_wherever_the_folder_lies(r
 @pytest.mark.parametrize("damage", ["halved", "missing", "overwritten"])
 def test_a_damaged_checkpoint_is_passed_over_and_named(run, tmp_path, file, damage, finished):
     folder = shutil.copytree(finished, tmp_path / "copy")
-    path = folder / "checkpoints" / "checkpoint_00000006" / file
+    [path] = (folder / "checkpoints" / "checkpoint_00000006").rglob(file)
     whole = path.read_bytes()
     if damage == "missing":
         path.unlink()
@@ -137,7 +137,7 @@ def finished(base, data, tmp_path_factory):
     """The folder of a run that went through."""
     folder = shutil.copytree(data, tmp_path_factory.mktemp("finished") / "run")
     recipe = TrainRecipe(collection="c", base_model=str(base), output_dir=str(folder), **SETTINGS)
-    loop.train_loop(recipe, folder, IDENTITY, None, torch.device("cpu"))
+    loop.train_loop(LocalContext(), recipe, folder, IDENTITY, None)
     return folder
 
 
@@ -145,10 +145,8 @@ def test_foreign_folders_among_the_checkpoints_are_left_alone_and_never_used(run
     folder = shutil.copytree(finished, tmp_path / "copy")
     kept = folder / "checkpoints" / "checkpoint_best"
     shutil.copytree(folder / "checkpoints" / "checkpoint_00000006", kept)
-    (folder / "checkpoints" / "checkpoint_00000009").mkdir()
     healthy, complaints = newest_healthy(folder)
-    assert healthy == folder / "checkpoints" / "checkpoint_00000006"
-    assert ["checkpoint_00000009" in complaint for complaint in complaints] == [True]
+    assert (healthy, complaints) == (folder / "checkpoints" / "checkpoint_00000006", [])
     shutil.rmtree(healthy)
     run(folder, newest_healthy(folder)[0])
     assert checkpoints(folder) == ["checkpoint_00000004", "checkpoint_00000006", "checkpoint_best"]
@@ -243,7 +241,6 @@ def test_a_full_disk_at_a_checkpoint_names_the_folder_and_keeps_the_older_one(ru
     assert "--if-exists resume" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert checkpoints(folder) == ["checkpoint_00000004"]
-    assert list((folder / "checkpoints" / ".staging").iterdir()) == []
     assert not (folder / "model").exists()
 
 
@@ -257,11 +254,19 @@ def test_another_failure_during_a_save_is_not_taken_for_a_full_disk(run, monkeyp
     assert not isinstance(caught.value, CheckpointError)
 
 
-def test_leftovers_of_a_killed_save_are_removed(finished, tmp_path):
+def test_what_a_killed_save_left_is_never_used_and_goes_with_the_next_that_is_complete(run, finished, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "copy")
-    left = folder / "checkpoints" / ".staging" / "checkpoint_00000008"
-    left.mkdir(parents=True)
-    (left / "__0_0.distcp").write_text("half of it")
+    newest = folder / "checkpoints" / "checkpoint_00000006"
+    # Everything but the record, which is written last.
+    (newest / "checkpoint.json").unlink()
+    (folder / "documents" / ".index.npz.7.tmp").write_text("half of it")
     remove_leftovers(folder)
-    assert not left.exists()
-    assert newest_healthy(folder)[0] == folder / "checkpoints" / "checkpoint_00000006"
+    assert not (folder / "documents" / ".index.npz.7.tmp").exists()
+    healthy, complaints = newest_healthy(folder)
+    assert healthy == folder / "checkpoints" / "checkpoint_00000004"
+    assert complaints == [f"{newest}: it was never finished, or checkpoint.json is missing"]
+    torn = {file.relative_to(newest) for file in newest.rglob("*.distcp")}
+    shutil.rmtree(folder / "model")
+    assert run(folder, healthy)["step"] == 6
+    assert newest_healthy(folder) == (newest, [])
+    assert not torn & {file.relative_to(newest) for file in newest.rglob("*.distcp")}

@@ -13,7 +13,8 @@ from janus_ray.train.attention import IMPLEMENTATION, register
 from janus_ray.train.batches import micro_batch
 from janus_ray.train.documents import audit_documents, in_words
 from janus_ray.train.families import load_config
-from janus_ray.train.loop import backward, summed_loss
+from janus_ray.train.loop import backward
+from janus_ray.train.objectives import summed_loss
 from janus_ray.train.recipe import TrainRecipe
 from tests.tiny import texts, write_model
 

@@ -35,7 +35,7 @@ def fit(tmp_path, monkeypatch):
     def run(*outcomes, **changes):
         ends, starts = iter(outcomes), []
 
-        def start(recipe, folder, identity, checkpoint):
+        def start(recipe, folder, identity, checkpoint, follow):
             starts.append(checkpoint)
             # As if the workers had come to another checkpoint.
             (folder / f"{len(starts)}").mkdir()
@@ -50,7 +50,7 @@ def fit(tmp_path, monkeypatch):
         )
         monkeypatch.setattr(launch, "progress_of", lambda checkpoint: {"step": int(checkpoint.name)})
         recipe = TrainRecipe(collection="c", base_model="b", output_dir=str(tmp_path), **changes)
-        return launch.fit(recipe, tmp_path, {}), [checkpoint and checkpoint.name for checkpoint in starts]
+        return launch.fit(recipe, tmp_path, {}, print), [checkpoint and checkpoint.name for checkpoint in starts]
 
     return run
 

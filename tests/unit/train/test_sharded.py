@@ -16,9 +16,9 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
 from janus_ray.train.batches import micro_batch
-from janus_ray.train.checkpoint import load_checkpoint, newest_healthy, save_checkpoint
-from janus_ray.train.loop import summed_loss
+from janus_ray.train.checkpoint import Checkpoints, load_checkpoint, newest_healthy
 from janus_ray.train.model import build_sharded, export
+from janus_ray.train.objectives import summed_loss
 from janus_ray.train.recipe import TrainRecipe
 from tests.tiny import write_model
 
@@ -97,7 +97,17 @@ def test_a_sharded_step_is_a_plain_one_and_what_is_exported_says_so(name, tmp_pa
     with safe_open(tmp_path / "model" / "model.safetensors", framework="pt") as file:
         assert ("lm_head.weight" in file.keys()) == (name == "mistral")  # noqa: SIM118
 
-    save_checkpoint(model, optimizer, {"step": 1}, tmp_path, 1)
+    with Checkpoints(tmp_path, 1) as checkpoints:
+        checkpoints.save(model, optimizer, {"step": 1})
+        # What is written is the state at that moment, whatever training does meanwhile.
+        kept = {name: whole(parameter).clone() for name, parameter in model.named_parameters()}
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(1.0)
+        checkpoints.wait()
+        for key, parameter in model.named_parameters():
+            with torch.no_grad():
+                (parameter.to_local() if isinstance(parameter, DTensor) else parameter).copy_(kept[key])
     fresh = build_sharded(recipe, init_device_mesh("cpu", (1,)), CPU)
     fresh_optimizer = torch.optim.AdamW(fresh.parameters(), lr=1e-2)
     checkpoint, _ = newest_healthy(tmp_path)
