@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
-import threading
-import time
 from contextlib import nullcontext
 
 import psutil
@@ -21,8 +18,10 @@ from janus_ray.errors import CheckpointError, ConfigError, DataError, TrainingEr
 from janus_ray.model_folder import check_model_folder, load_encoder
 from janus_ray.store.folder import read_manifest
 from janus_ray.store.tables import read_jsonl
-from janus_ray.train import launch as launch_module
 from janus_ray.train import run as run_module
+from janus_ray.train.checkpoint import newest_healthy
+from janus_ray.train.context import LocalWorkers
+from janus_ray.train.loop import train_loop
 from janus_ray.train.recipe import TrainRecipe
 from janus_ray.train.run import train
 from tests.tiny import texts, write_collection, write_model
@@ -72,30 +71,38 @@ def curve(folder):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory, recipe_for):
-    """One run with two workers that the others are compared with."""
-    folder = tmp_path_factory.mktemp("uninterrupted") / "out"
-    original = run_module.ray_cluster
-    run_module.ray_cluster = lambda *arguments, **keywords: nullcontext()
-    try:
+def killed(tmp_path_factory, recipe_for):
+    """A run with two workers, whose rank 0 is killed as soon as there is a checkpoint: its folder, and that process."""
+    folder, pids = tmp_path_factory.mktemp("killed") / "out", []
+
+    class Killing(run_module.StepLines):
+        def __call__(self, record):
+            super().__call__(record)
+            if not pids and newest_healthy(folder)[0] is not None:
+                pids.append(record["worker_pid"])
+                os.kill(pids[0], signal.SIGKILL)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(run_module, "ray_cluster", lambda *arguments, **keywords: nullcontext())
+        patched.setattr(run_module, "StepLines", Killing)
         train(recipe_for(folder), "fail")
-    finally:
-        run_module.ray_cluster = original
-    return folder
+    assert pids
+    return folder, pids[0]
 
 
-def test_training_learns_and_leaves_a_model_that_can_be_served(uninterrupted):
-    losses = curve(uninterrupted)
-    manifest = read_manifest(uninterrupted)
+def test_training_learns_and_leaves_a_model_that_can_be_served(killed):
+    folder, _ = killed
+    losses = curve(folder)
+    manifest = read_manifest(folder)
     assert sorted(losses) == list(range(1, manifest["counts"]["steps"] + 1))
     assert losses[max(losses)] < 0.25 * losses[1]
-    assert manifest["template_sha256"] == check_model_folder(uninterrupted / "model")
+    assert manifest["template_sha256"] == check_model_folder(folder / "model")
     assert manifest["counts"]["rows"] == 60
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(uninterrupted / "model")
+    model = AutoModelForCausalLM.from_pretrained(folder / "model")
     assert model.generation_config.eos_token_id == model.config.eos_token_id
-    encoder = load_encoder(uninterrupted / "model")
+    encoder = load_encoder(folder / "model")
     tokenizer = encoder.tokenizer
     # Plain transformers on the exported folder finds the loss at which training ended.
     nats, supervised = 0.0, 0
@@ -109,49 +116,28 @@ def test_training_learns_and_leaves_a_model_that_can_be_served(uninterrupted):
     ids = torch.tensor([encoder.encode_prompt(conversation(None, "How do I start with number 6?"))])
     generated = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=80, do_sample=False)
     assert tokenizer.decode(generated[0, ids.shape[1] :]) in {f"{text['output']}</s>" for text in texts(60)}
-    record = read_jsonl(uninterrupted / "metrics.jsonl")[0]
+    record = read_jsonl(folder / "metrics.jsonl")[0]
     assert {"loss", "learning_rate", "grad_norm", "tokens_per_s", "mfu", "padding_share"} <= record.keys()
 
 
-def test_one_worker_computes_what_two_compute(uninterrupted, recipe_for, tmp_path):
-    train(recipe_for(tmp_path / "out", num_workers=1, bins_per_micro_batch=3), "fail")
-    ours, theirs = curve(tmp_path / "out"), curve(uninterrupted)
-    assert ours.keys() == theirs.keys()
-    # The order of summation differs, and training amplifies that; the first steps must agree to many digits.
-    for step in range(1, 11):
-        assert ours[step] == pytest.approx(theirs[step], rel=2e-3), step
-    assert ours[max(ours)] == pytest.approx(theirs[max(theirs)], rel=0.15, abs=0.02)
-
-
-def test_a_killed_worker_resumes_from_the_checkpoint(uninterrupted, recipe_for, tmp_path):
-    killed = []
-
-    def kill_a_worker():
-        """Kills rank 0 as soon as there is a checkpoint."""
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            if any((tmp_path / "out" / "checkpoints").glob("checkpoint_*")):
-                last = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[-1]
-                killed.append(json.loads(last)["worker_pid"])
-                os.kill(killed[0], signal.SIGKILL)
-                return
-            time.sleep(0.01)
-
-    thread = threading.Thread(target=kill_a_worker)
-    thread.start()
-    train(recipe_for(tmp_path / "out"), "fail")
-    thread.join()
-    assert killed
-    assert not psutil.pid_exists(killed[0])
-    rows = read_jsonl(tmp_path / "out" / "metrics.jsonl")
+def test_a_killed_worker_resumes_from_the_checkpoint(killed, recipe_for, inputs, tmp_path):
+    folder, pid = killed
+    assert not psutil.pid_exists(pid)
+    rows = read_jsonl(folder / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
-    resumed = [row["step"] for row in rows if row["worker_pid"] != killed[0]]
+    resumed = [row["step"] for row in rows if row["worker_pid"] != pid]
     # Not from the start: from the last checkpoint before the kill, a multiple of 8.
     assert min(resumed) % 8 == 1
     assert min(resumed) > 8
-    ours, theirs = curve(tmp_path / "out"), curve(uninterrupted)
+    # The same run without Ray, by one worker that nobody kills.
+    alone = shutil.copytree(folder, tmp_path / "out", ignore=shutil.ignore_patterns("checkpoints", "metrics*", "model"))
+    recipe = recipe_for(alone, bins_per_micro_batch=3)
+    LocalWorkers().run(1, train_loop, recipe, alone, {}, None)
+    ours, theirs = curve(folder), curve(alone)
     assert ours.keys() == theirs.keys()
-    assert ours[max(ours)] == pytest.approx(theirs[max(theirs)], rel=1e-3)
+    for step in range(1, 11):
+        assert ours[step] == pytest.approx(theirs[step], rel=2e-3), step
+    assert ours[max(ours)] == pytest.approx(theirs[max(theirs)], rel=0.15, abs=0.02)
 
 
 def test_a_run_that_gave_up_is_resumed_by_its_recipe(recipe_for, inputs, tmp_path, capsys):
@@ -167,8 +153,9 @@ def test_a_run_that_gave_up_is_resumed_by_its_recipe(recipe_for, inputs, tmp_pat
     before = curve(tmp_path / "out")
     moved = shutil.copytree(tmp_path / "out", tmp_path / "bigger disk" / "out")
     elsewhere = shutil.copytree(inputs["collection"], tmp_path / "rows")
-    for file in ("checkpoints/checkpoint_00000006/__0_0.distcp", "documents/shard-00000.tokens"):
-        (moved / file).write_bytes((moved / file).read_bytes()[:1000])
+    [part] = (moved / "checkpoints" / "checkpoint_00000006").rglob("__0_0.distcp")
+    for file in (part, moved / "documents" / "shard-00000.tokens"):
+        file.write_bytes(file.read_bytes()[:1000])
     capsys.readouterr()
     train(recipe_for(moved, epochs=2, num_workers=1, collection=str(elsewhere)), "resume")
     shown = capsys.readouterr().out
@@ -185,24 +172,6 @@ def test_a_run_that_gave_up_is_resumed_by_its_recipe(recipe_for, inputs, tmp_pat
     (moved / "documents" / "inputs.json").write_text('{"collection": "other"}')
     with pytest.raises(ConfigError, match="was made from other inputs"):
         train(recipe_for(moved, epochs=2), "resume")
-
-
-def test_a_value_that_is_not_finite_ends_the_run_at_once(recipe_for, inputs, tmp_path, monkeypatch):
-    """All workers agree on it, nothing is tried again and nothing is left that looks like a model."""
-    from safetensors.torch import load_file, save_file
-
-    spoilt = shutil.copytree(inputs["base_model"], tmp_path / "base")
-    weights = load_file(spoilt / "model.safetensors")
-    weights["model.layers.1.mlp.up_proj.weight"][3, 3] = float("nan")
-    save_file(weights, spoilt / "model.safetensors", metadata={"format": "pt"})
-    starts = []
-    start = launch_module._start_workers
-    monkeypatch.setattr(launch_module, "_start_workers", lambda *given: starts.append(given) or start(*given))
-    with pytest.raises(TrainingError, match=r"model\.layers\.1\.mlp\.up_proj\.weight holds values that are not finite"):
-        train(recipe_for(tmp_path / "out", base_model=str(spoilt)), "fail")
-    assert len(starts) == 1
-    assert not (tmp_path / "out" / "manifest.json").exists()
-    assert not (tmp_path / "out" / "model").exists()
 
 
 def test_what_can_be_refused_is_refused_before_ray_and_the_folder(recipe_for, inputs, tmp_path, monkeypatch):
