@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from janus_ray.cluster import ray_cluster
 from janus_ray.config import IfExists
-from janus_ray.errors import ConfigError, TrainingError
+from janus_ray.errors import TrainingError
 from janus_ray.progress import ProgressLine, report_step
-from janus_ray.store.files import what_is_at
+from janus_ray.store.files import files_below
 from janus_ray.store.folder import Ref, RunFolder, read_manifest
 from janus_ray.store.hub import cached_commit, hub_id, model_folder
 from janus_ray.store.location import location
@@ -42,7 +41,7 @@ def train(recipe: TrainRecipe, if_exists: IfExists) -> dict[str, Any]:
         return read_manifest(folder.path)
     local = recipe.model_copy(update={"base_model": str(model_folder(recipe.base_model).absolute())})
     check_base_model(local)
-    counts = _prepared_before(folder, where)
+    counts = _prepared_before(folder)
     collection = None if counts else read_collection(recipe.collection)
     template_sha256 = check_chat(local, collection.rows if collection else None)
     # Looked at after they are read: what is published is fetched by that, perhaps in a newer revision.
@@ -93,11 +92,11 @@ def _check_learning_rate(recipe: TrainRecipe) -> None:
         )
 
 
-def _prepared_before(folder: RunFolder, where: Path) -> dict[str, Any] | None:
+def _prepared_before(folder: RunFolder) -> dict[str, Any] | None:
     """The counts of the documents of the run to resume; None where there are none that can be used."""
-    if not folder.resumes or what_is_at(folder.path / DOCUMENTS_FOLDER) is None:
+    if not folder.resumes or not files_below(folder.path / DOCUMENTS_FOLDER):
         return None
-    counts = already_prepared(where)
+    counts = already_prepared(folder.path)
     if counts is None:
         print(f"train: {folder.path / DOCUMENTS_FOLDER} is damaged and is made again", flush=True)
     return counts
