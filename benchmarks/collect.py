@@ -2,8 +2,8 @@
 
 Three ways to send the same 2,688 requests, 64 allowed at once, alternately in one run:
 
-    janus_ray   jobs.collect as it ships: Ray Data, client actor, gate, ledger
-    defaults    the same actor under Ray Data's default concurrency of an async map_batches
+    janus_ray   jobs.collect as it ships: client process, gate, ledger
+    defaults    the same client process under Ray Data's default concurrency of an async map_batches
     bare        the same requests from one asyncio loop without Ray: what a client can do at best
 
 The endpoint itself counts what is in flight. The steady window starts when a tenth of the requests has been
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import platform
 import socket
 import statistics
@@ -41,7 +42,7 @@ from janus_ray.llm.client import ChatClient
 from janus_ray.llm.endpoint import Endpoint
 from janus_ray.llm.ledger import Ledger
 from janus_ray.miniature.world import instructions
-from janus_ray.records import INSTRUCTIONS
+from janus_ray.records import INSTRUCTIONS, Instruction
 from janus_ray.store.files import write_json, write_jsonl
 from janus_ray.store.folder import git_revision, versions
 
@@ -111,20 +112,35 @@ def run_collect_from(path: str) -> None:
     collect(CollectRecipe.model_validate(given["recipe"]), if_exists="overwrite")
 
 
+class AnnotateInstructions:
+    """The client process as an actor of Ray Data."""
+
+    def __init__(self, *arguments: Any) -> None:
+        """Takes what the client process takes."""
+        from janus_ray.data.client import AnnotatingClient
+
+        self._process = AnnotatingClient(*arguments)
+
+    async def __call__(self, batch: Any) -> Any:
+        """Rows of a batch of instructions."""
+        yield (await self._process.answer([Instruction(**row) for row in batch.to_pylist()])).results
+
+
 def run_defaults(recipe: CollectRecipe, teacher: Endpoint) -> None:
-    """The same actor, but blocks and calls as Ray Data chooses them."""
+    """The same client process in Ray Data, with blocks and calls as it chooses them."""
     import pyarrow as pa
 
-    from janus_ray.cluster import quiet_ray_data, ray_cluster
-    from janus_ray.data.collect import AnnotateInstructions
+    from janus_ray.cluster import ray_cluster
 
     found, _ = read_instructions(recipe.sources)
     with ray_cluster(recipe.ray, 2, "benchmark"):
         import ray.data
 
-        quiet_ray_data()
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = context.print_on_execution_start = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         table = pa.Table.from_pylist([asdict(instruction) for instruction in found], schema=INSTRUCTIONS)
-        arguments = (recipe.model_dump(mode="json"), teacher.model_dump(mode="json"), recipe.output_dir, LIMIT)
+        arguments = (teacher.model_dump(mode="json"), recipe.output_dir, LIMIT, recipe.model_dump(mode="json"))
         dataset = ray.data.from_arrow(table).map_batches(
             AnnotateInstructions,
             fn_constructor_args=arguments,

@@ -159,13 +159,3 @@ def _runtime_env() -> dict[str, object]:
     submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
     names -= submitted.get("runtime_env", {}).get("env_vars", {}).keys()
     return {"env_vars": {name: os.environ[name] for name in names if name in os.environ}}
-
-
-def quiet_ray_data() -> None:
-    """Keeps Ray Data's bars and plan dumps off the terminal; our own progress lines stand in for them."""
-    import ray.data
-
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = _verbose()
-    context.print_on_execution_start = _verbose()
-    logging.getLogger("ray.data").setLevel(_ray_level())

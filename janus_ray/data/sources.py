@@ -1,25 +1,37 @@
-"""Reading instructions from files and datasets into one list without exact duplicates.
+"""Reading instructions from files and datasets, without exact duplicates and without holding them in memory.
 
+All sources are read before anything else happens, so that what is wrong with one of them costs nothing. What they give
+lies in a temporary file from then on; in memory stay 24 bytes for each instruction, and about a hundred while reading.
 A row that cannot be used is left out, counted by its reason and said; a source that can give nothing is an error.
 """
 
 from __future__ import annotations
 
 import math
+import tempfile
+from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import xxhash
+
 from janus_ray.data.recipe import Source
 from janus_ray.errors import DataError
-from janus_ray.records import Instruction, content_id
+from janus_ray.progress import ProgressLine
+from janus_ray.records import INSTRUCTIONS, Instruction, content_id
+from janus_ray.store.files import os_reason
 from janus_ray.store.hub import hub_id
 from janus_ray.store.tables import Row, read_rows
 from janus_ray.text import is_blank
 
 _ABSENT = object()
+_BATCH_ROWS = 1024
 _LISTED_COLUMNS = 30
 _SHOWN_CHARACTERS = 200
 
@@ -31,7 +43,61 @@ _REASONS = {
 }
 
 
-def read_instructions(sources: Sequence[Source]) -> tuple[list[Instruction], dict[str, int]]:
+class Instructions:
+    """Instructions in the order of their sources, on disk; they can be gone through many times, one pass at a time."""
+
+    def __init__(self, unique: Iterable[Instruction]) -> None:
+        """Takes them all.
+
+        Raises:
+            DataError: the temporary folder has no room for them.
+        """
+        self._file = tempfile.TemporaryFile(prefix="janus_ray-instructions-")  # noqa: SIM115 - open as long as we are
+        ids, contents = array("Q"), array("Q")
+        remaining = iter(unique)
+        try:
+            options = pa.ipc.IpcWriteOptions(compression="lz4")
+            with pa.ipc.new_file(pa.PythonFile(self._file, "w"), INSTRUCTIONS, options=options) as writer:
+                while some := list(islice(remaining, _BATCH_ROWS)):
+                    ids.extend(id_number(each.prompt_id) for each in some)
+                    contents.extend(content_number(each) for each in some)
+                    writer.write_batch(pa.RecordBatch.from_pylist([asdict(each) for each in some], INSTRUCTIONS))
+            self._file.flush()
+        except OSError as error:
+            where = tempfile.gettempdir()
+            raise DataError(f"{where}: the instructions cannot be kept there: {os_reason(error)}") from None
+        self.ids: np.ndarray = np.frombuffer(ids, dtype=np.uint64)
+        """uint64[instructions]: their prompt ids as numbers."""
+        self.contents: np.ndarray = np.frombuffer(contents, dtype=np.uint64)
+        """uint64[instructions]: numbers that change with anything that a row takes from its instruction."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __iter__(self) -> Iterator[Instruction]:
+        self._file.seek(0)
+        reader = pa.ipc.open_file(pa.PythonFile(self._file, "r"))
+        for number in range(reader.num_record_batches):
+            for row in reader.get_batch(number).to_pylist():
+                yield Instruction(**row)
+
+    def close(self) -> None:
+        """Gives the space back."""
+        self._file.close()
+
+
+def id_number(prompt_id: str) -> int:
+    """A prompt id (16 hexadecimal digits) as a number."""
+    return int(prompt_id, 16)
+
+
+def content_number(instruction: Instruction) -> int:
+    """A number that changes with anything that a row takes from its instruction."""
+    fields = (instruction.prompt_id, instruction.main_source, instruction.original_source, instruction.prompt)
+    return xxhash.xxh3_64_intdigest("\x1f".join(fields).encode())
+
+
+def read_instructions(sources: Sequence[Source]) -> tuple[Instructions, dict[str, int]]:
     """Reads all sources in order and drops exact duplicates.
 
     Two instructions are equal when they are the same text but for white space at the ends and its amount inside.
@@ -44,25 +110,32 @@ def read_instructions(sources: Sequence[Source]) -> tuple[list[Instruction], dic
         DataError: a source is missing or unreadable, no row of it has the named column or a text in it, or nothing is
             left.
     """
-    kept: dict[str, Instruction] = {}
     counts = Counter({"read": 0, "empty": 0, "duplicate": 0})
+    found = Instructions(_unique(sources, counts))
+    if not len(found):
+        raise DataError(
+            f"no instruction in {', '.join(source.path for source in sources)} ({counts['read']} rows read)"
+        )
+    return found, dict(counts)
+
+
+def _unique(sources: Sequence[Source], counts: Counter[str]) -> Iterator[Instruction]:
+    """The instructions of all sources, the first of equal ones."""
+    progress = ProgressLine("collect: rows read")
+    seen: set[int] = set()
     for source in sources:
         reader = _Reader(source)
         for prompt, original in reader.prompts():
             prompt_id = content_id(" ".join(prompt.split()))
-            if prompt_id in kept:
+            number = id_number(prompt_id)
+            if number in seen:
                 counts["duplicate"] += 1
             else:
-                kept[prompt_id] = Instruction(
-                    prompt_id, main_source=reader.name, original_source=original, prompt=prompt
-                )
+                seen.add(number)
+                yield Instruction(prompt_id, main_source=reader.name, original_source=original, prompt=prompt)
+            progress.update(counts["read"] + reader.counts["read"])
         reader.close()
         counts.update(reader.counts)
-    if not kept:
-        raise DataError(
-            f"no instruction in {', '.join(source.path for source in sources)} ({counts['read']} rows read)"
-        )
-    return list(kept.values()), dict(counts)
 
 
 class _Reader:

@@ -6,10 +6,11 @@ The only file of this package that knows Ray.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence, Sized
-from dataclasses import dataclass, field, replace
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from upath import UPath
 
@@ -23,24 +24,27 @@ from janus_ray.progress import ProgressLine
 from janus_ray.store.location import is_local, location
 from janus_ray.store.log import flushed_at_the_end
 
-# Requests in one call of an actor: its answers come back together, so few, and a call costs about a millisecond.
+Item = TypeVar("Item")
+
+# Items in one call of an actor: what came of them comes back together, so few, and a call costs about a millisecond.
 _CHUNK = 8
-# Requests that lie at an actor for each that it may have in flight, so that its share of the limit never runs dry.
+# Items that lie at an actor for each request that it may have in flight, so that its share of the limit never runs dry.
 _AHEAD = 4
 _END_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What an actor hands back for one call."""
+    """What a client process hands back for one call."""
 
-    completions: Sequence[Completion] = ()
+    results: Any = ()
+    """What `ClientProcess.results` returned."""
     notices: Sequence[str] = ()
     fatal: ConfigError | DataError | None = None
     """What ends the job. Not raised in the actor, where Ray would wrap it up in its traceback."""
 
 
-class EndpointClient:
+class ClientProcess(ABC, Generic[Item]):
     """One client process: a share of an endpoint's limit, and a ledger."""
 
     def __init__(self, target: dict[str, Any], ledger: str, max_concurrency: int) -> None:
@@ -51,17 +55,19 @@ class EndpointClient:
         self._client: ChatClient | None = None
         self._ledger: Ledger | None = None
 
-    async def complete(self, requests: Sequence[LLMRequest]) -> Answers:
-        """The outcomes of some requests, in their order, each in the ledger."""
+    @abstractmethod
+    async def results(self, client: ChatClient, items: Sequence[Item]) -> Any:
+        """What comes of some items, each answer in the ledger; something that can be sent to another process."""
+
+    async def answer(self, items: Sequence[Item]) -> Answers:
+        """Does the work for some items."""
         try:
             if self._client is None:
                 self._ledger = Ledger(self._folder)
                 self._client = ChatClient(self._target, self._ledger, max_concurrency=self._max_concurrency)
-            client = self._client
-            completions = await asyncio.gather(*(client.complete(request) for request in requests))
+            return Answers(await self.results(self._client, items), self._client.take_notices())
         except (ConfigError, DataError) as error:
             return Answers(fatal=error)
-        return Answers(completions, client.take_notices())
 
     async def flush(self) -> None:
         """Returns when every answer is where another process can read it.
@@ -81,6 +87,14 @@ class EndpointClient:
             except DataError as error:
                 return Answers(fatal=error)
         return Answers()
+
+
+class EndpointClient(ClientProcess[LLMRequest]):
+    """A client process that asks and does nothing else."""
+
+    async def results(self, client: ChatClient, items: Sequence[LLMRequest]) -> list[Completion]:
+        """The outcomes of some requests, in their order."""
+        return list(await asyncio.gather(*(client.complete(request) for request in items)))
 
 
 def ask_all(
@@ -110,73 +124,111 @@ def ask_all(
         ConfigError, DataError: the ledger cannot be read or written, or a client process has not what it needs (the
             key's variable). What was answered before is in the ledger.
     """
+    total = len(requests) if total is None and isinstance(requests, Sized) else total
+    tally = _Tally(label.partition(":")[0], ProgressLine(label, total))
+    numbered = told_apart(requests)
+    for some, outcomes in fan_out(numbered, EndpointClient, (), target, ledger, num_actors, sent=_numbered):
+        for (request, _), completion in zip(some, outcomes, strict=True):
+            tally.count(completion)
+            yield request, completion
+    print(f"{label}: {tally.done} done, {tally.sent} requests sent", flush=True)
+
+
+def fan_out(
+    items: Iterable[Item],
+    process: type[ClientProcess[Any]],
+    arguments: Sequence[Any],
+    target: ReachedEndpoint,
+    ledger: Path | UPath | str,
+    num_actors: int,
+    *,
+    sent: Callable[[Item], Any] = lambda item: item,
+) -> Iterator[tuple[list[Item], Any]]:
+    """Spreads items over client processes and yields some of them with what came of them, in the order of the answers.
+
+    Every process has its part of the endpoint's limit and gets items one by one, the one with the least to do first, so
+    that the whole limit is used with any number of processes, also for a few items. Notices are printed, each once.
+
+    Args:
+        items: what there is to do; taken a bounded number ahead.
+        process: what each actor is.
+        arguments: what its constructor takes after target, ledger and limit.
+        target: whom to ask.
+        ledger: folder of the ledger.
+        num_actors: number of processes; no more are started than requests are allowed at once.
+        sent: what of an item is sent to a process.
+
+    Raises:
+        ConfigError, DataError: as `ask_all`.
+    """
     import ray
 
     # Once, here: every actor would look through the whole ledger.
     index_ledger(ledger)
-    total = len(requests) if total is None and isinstance(requests, Sized) else total
     parts = shares(target.max_concurrency, num_actors)
     # One logical CPU each is what the cluster check counted on.
-    actor_type: Any = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)(EndpointClient)
-    folder = absolute(ledger)
-    actors = [actor_type.remote(target.model_dump(mode="json"), folder, part) for part in parts]
-    tally = _Tally(label.partition(":")[0], ProgressLine(label, total))
+    actor_type: Any = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)(process)
+    folder = _absolute(ledger)
+    actors = [actor_type.remote(target.model_dump(mode="json"), folder, part, *arguments) for part in parts]
+    said: set[str] = set()
     try:
-        # A signal or a full disk in another place must not cost what an actor holds back for an object storage.
+        # A signal must not cost what an actor holds back for an object storage.
         with flushed_at_the_end(lambda: _call_all(actors, "flush")):
-            for given, answers in _answered(told_apart(requests), actors, parts):
-                tally.say(answers.notices)
+            for given, answers in _answered(iter(items), actors, parts, sent):
+                # Each client process finds the same out for itself.
+                for notice in dict.fromkeys(answers.notices):
+                    if notice not in said:
+                        print(notice, flush=True)
+                        said.add(notice)
                 if answers.fatal is not None:
                     raise answers.fatal
-                for request, completion in zip(given, answers.completions, strict=True):
-                    tally.count(completion)
-                    yield request, completion
+                yield given, answers.results
         for answers in ray.get([actor.close.remote() for actor in actors]):
             if answers.fatal is not None:
                 raise answers.fatal
     finally:
         _end(actors)
-    print(f"{label}: {tally.done} done, {tally.sent} requests sent", flush=True)
+
+
+def _numbered(pair: tuple[LLMRequest, LLMRequest]) -> LLMRequest:
+    return pair[1]
 
 
 def _answered(
-    waiting: Iterator[tuple[LLMRequest, LLMRequest]], actors: Sequence[Any], parts: Sequence[int]
-) -> Iterator[tuple[list[LLMRequest], Answers]]:
-    """Keeps every actor supplied and yields requests, as they were given, with what an actor says to them."""
+    waiting: Iterator[Item], actors: Sequence[Any], parts: Sequence[int], sent: Callable[[Item], Any]
+) -> Iterator[tuple[list[Item], Answers]]:
+    """Keeps every actor supplied and yields items with what an actor says to them."""
     import ray
 
     load = [0] * len(actors)
-    busy: dict[Any, tuple[int, list[LLMRequest]]] = {}
+    busy: dict[Any, tuple[int, list[Item]]] = {}
     while True:
-        for actor, pairs in _supply(waiting, load, parts):
-            reference = actors[actor].complete.remote([numbered for _, numbered in pairs])
-            busy[reference] = actor, [given for given, _ in pairs]
+        for actor, items in _supply(waiting, load, parts):
+            busy[actors[actor].answer.remote([sent(item) for item in items])] = actor, items
         if not busy:
             return
         done, _ = ray.wait(list(busy), num_returns=1)
         for reference in done:
-            actor, given = busy.pop(reference)
-            load[actor] -= len(given)
-            yield given, ray.get(reference)
+            actor, items = busy.pop(reference)
+            load[actor] -= len(items)
+            yield items, ray.get(reference)
 
 
-def _supply(
-    waiting: Iterator[tuple[LLMRequest, LLMRequest]], load: list[int], parts: Sequence[int]
-) -> Iterator[tuple[int, list[tuple[LLMRequest, LLMRequest]]]]:
-    """Takes requests while an actor has room, each for the one with the least to do, and yields them as calls.
+def _supply(waiting: Iterator[Item], load: list[int], parts: Sequence[int]) -> Iterator[tuple[int, list[Item]]]:
+    """Takes items while an actor has room, each for the one with the least to do, and yields them as calls.
 
-    One by one, so that a few requests are spread over all actors.
+    One by one, so that a few items are spread over all actors.
     """
-    taken: list[list[tuple[LLMRequest, LLMRequest]]] = [[] for _ in parts]
+    taken: list[list[Item]] = [[] for _ in parts]
     while True:
         actor = min(range(len(parts)), key=lambda index: load[index] / parts[index])
-        if load[actor] >= _AHEAD * parts[actor] or (pair := next(waiting, None)) is None:
+        if load[actor] >= _AHEAD * parts[actor] or (item := next(waiting, None)) is None:
             break
-        taken[actor].append(pair)
+        taken[actor].append(item)
         load[actor] += 1
-    for actor, pairs in enumerate(taken):
-        for start in range(0, len(pairs), _CHUNK):
-            yield actor, pairs[start : start + _CHUNK]
+    for actor, items in enumerate(taken):
+        for start in range(0, len(items), _CHUNK):
+            yield actor, items[start : start + _CHUNK]
 
 
 def _end(actors: Sequence[Any]) -> None:
@@ -205,7 +257,6 @@ class _Tally:
     done: int = 0
     failed: int = 0
     sent: int = 0
-    said: set[str] = field(default_factory=set)
 
     def count(self, completion: Completion) -> None:
         self.done += 1
@@ -213,13 +264,6 @@ class _Tally:
         self.sent += completion.sent
         self.progress.update(self.done, failed=self.failed)
         _count(self.stage, completion)
-
-    def say(self, notices: Iterable[str]) -> None:
-        """Prints what is new: each client process finds the same out for itself."""
-        for notice in notices:
-            if notice not in self.said:
-                print(notice, flush=True)
-                self.said.add(notice)
 
 
 def _count(stage: str, completion: Completion) -> None:
@@ -234,7 +278,7 @@ def _count(stage: str, completion: Completion) -> None:
     count(ASKED_TOKENS, completion.usage.completion_tokens, stage=stage, kind="completion")
 
 
-def absolute(folder: Path | UPath | str) -> str:
+def _absolute(folder: Path | UPath | str) -> str:
     """A location as another process finds it, whatever folder it runs in."""
     where = location(folder)
     return str(where.absolute()) if is_local(where) else str(where)

@@ -114,6 +114,28 @@ def test_failed_rows_are_counted_rows_and_a_resume_asks_for_them_alone(tmp_path,
     assert (again["rows_ok"], again["rows_failed"], again["requests_sent"]) == (30, 0, len(failed))
 
 
+def test_the_whole_limit_is_used_with_any_number_of_actors_also_on_a_short_resume(tmp_path, in_the_shared_cluster):
+    """The endpoint holds its answers until the limit is reached: one actor with its share would never get there."""
+
+    def answer(n, body):
+        if broken["now"] and body["messages"][0]["role"] == "system":
+            return Reply({"error": {"message": "not today"}}, 400)
+        return chat_reply(miniature_teacher.answer(body["messages"], body["seed"]))
+
+    broken = {"now": True}
+    with loopback(answer, models=(TEACHER,), held_until_in_flight=7) as server:
+        recipe = recipe_for(tmp_path, 8, num_sets=1, client_actors=3, teacher={"base_url": server.url})
+        recipe = recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"max_concurrency": 7})})
+        with pytest.raises(GenerationError):
+            collect(recipe, "fail")
+        assert (server.peak_in_flight, server.gave_up_holding) == (7, False)
+    broken["now"] = False
+    with loopback(answer, models=(TEACHER,), held_until_in_flight=7) as server:
+        recipe.teacher.base_url = server.url
+        assert collect(recipe, "resume")["counts"]["requests_sent"] == 8
+        assert (server.peak_in_flight, server.gave_up_holding) == (7, False)
+
+
 def test_a_collection_without_one_good_row_is_an_error(tmp_path, in_the_shared_cluster):
     broken = {"now": True}
 
@@ -233,7 +255,7 @@ def test_a_plan_that_does_not_fit_is_refused_instead_of_waiting_for_ever(tmp_pat
     job = write_job(tmp_path, recipe_for(tmp_path, 5))
     result = run_job_process("collect", job[-1], "--set", "client_actors=9")
     assert result.returncode == 2
-    assert "collect with 9 client actors needs 10 CPUs at once, this cluster has 4" in result.stderr
+    assert "collect with 9 client actors needs 9 CPUs at once, this cluster has 4" in result.stderr
     assert result.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import resource
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -215,3 +216,20 @@ def test_ids_do_not_depend_on_the_order(tmp_path):
         (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in order))
         ids.append({row.prompt: row.prompt_id for row in read_instructions([source(tmp_path / "a.jsonl")])[0]})
     assert ids[0] == ids[1]
+
+
+def test_instructions_lie_on_disk_and_can_be_gone_through_again(tmp_path):
+    rows = [{"instruction": f"Question {number}?"} for number in range(2500)]
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    found, _ = read_instructions([source(tmp_path / "a.jsonl")])
+    first, second = ([row.prompt for row in found] for _ in range(2))
+    assert first == second == [row["instruction"] for row in rows]
+    assert len(found) == len(set(found.ids.tolist())) == len(set(found.contents.tolist())) == 2500
+    found.close()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(DataError, match=r"the instructions cannot be kept there: File too large$"):
+            read_instructions([source(tmp_path / "a.jsonl")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -25,9 +25,9 @@ def in_this_process(monkeypatch):
         async def ask():
             client = EndpointClient(target.model_dump(mode="json"), str(ledger), target.max_concurrency)
             given = list(told_apart(requests))
-            answers = await client.complete([numbered for _, numbered in given])
+            answers = await client.answer([numbered for _, numbered in given])
             await client.close()
-            return [(asked, outcome) for (asked, _), outcome in zip(given, answers.completions, strict=True)]
+            return [(asked, outcome) for (asked, _), outcome in zip(given, answers.results, strict=True)]
 
         return reversed(asyncio.run(ask()))
 
