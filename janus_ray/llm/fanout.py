@@ -9,6 +9,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -163,6 +164,9 @@ def fan_out(
     """
     import ray
 
+    waiting = iter(items)
+    if (first := next(waiting, None)) is None:
+        return
     # Once, here: every actor would look through the whole ledger.
     index_ledger(ledger)
     parts = shares(target.max_concurrency, num_actors)
@@ -174,7 +178,7 @@ def fan_out(
     try:
         # A signal must not cost what an actor holds back for an object storage.
         with flushed_at_the_end(lambda: _call_all(actors, "flush")):
-            for given, answers in _answered(iter(items), actors, parts, sent):
+            for given, answers in _answered(chain((first,), waiting), actors, parts, sent):
                 # Each client process finds the same out for itself.
                 for notice in dict.fromkeys(answers.notices):
                     if notice not in said:

@@ -8,9 +8,13 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from janus_ray.errors import DataError
 from janus_ray.llm import fanout
-from janus_ray.llm.fanout import _supply, shares, told_apart
+from janus_ray.llm.endpoint import ReachedEndpoint
+from janus_ray.llm.fanout import EndpointClient, _supply, ask_all, shares, told_apart
+from janus_ray.llm.ledger import count_finished
 from janus_ray.llm.request import Completion, LLMRequest, Usage
+from tests.loopback import chat_reply, loopback
 
 
 def ask(text, **changes):
@@ -39,10 +43,10 @@ def test_equal_requests_are_numbered_in_their_order_and_come_back_as_they_were()
 def test_requests_are_taken_a_bounded_number_ahead_and_spread_over_all_actors(parts, count, busy):
     load = [min(busy, 4 * part) for part in parts]
     before = list(load)
-    waiting = iter([(ask(str(n)), ask(str(n))) for n in range(count)])
+    waiting = iter(range(count))
     calls = list(_supply(waiting, load, parts))
     left = len(list(waiting))
-    taken = [sum(len(pairs) for actor, pairs in calls if actor == index) for index in range(len(parts))]
+    taken = [sum(len(items) for actor, items in calls if actor == index) for index in range(len(parts))]
     assert [now - then for now, then in zip(load, before, strict=True)] == taken
     assert sum(taken) + left == count
     assert all(now <= 4 * part for now, part in zip(load, parts, strict=True))
@@ -72,3 +76,25 @@ def test_what_was_sent_is_counted_and_what_the_ledger_knew_is_not_paid_for_again
         ("janus_asked_tokens", "evaluate", "prompt"): 14,
         ("janus_asked_tokens", "evaluate", "completion"): 4,
     }
+
+
+def test_nothing_to_ask_starts_no_process(tmp_path):
+    """There is no cluster here."""
+    target = ReachedEndpoint(base_url="http://127.0.0.1:9/v1", model="m")
+    assert list(ask_all(iter(()), target, tmp_path / "ledger", 4, "ask")) == []
+
+
+async def test_a_process_that_ends_leaves_nothing_behind_in_memory_and_says_so_where_it_must(s3):
+    """An object storage gets answers half a second late; what it has not when a process ends would be lost."""
+    folder = f"{s3.folder()}/ledger"
+    with loopback(lambda n, body: chat_reply("yes")) as server:
+        target = ReachedEndpoint(base_url=server.url, model="m").model_dump(mode="json")
+        process = EndpointClient(target, folder, 4)
+        assert [outcome.text for outcome in (await process.answer([ask("a"), ask("b")])).results] == ["yes", "yes"]
+        assert (await process.close()).fatal is None
+        assert count_finished(folder) == 2
+        process = EndpointClient(target, folder, 4)
+        assert [outcome.sent for outcome in (await process.answer([ask("b"), ask("c")])).results] == [0, 1]
+        s3.fail("refuse", "PUT")
+        fatal = (await process.close()).fatal
+        assert isinstance(fatal, DataError) and "\n" not in str(fatal)
