@@ -6,8 +6,8 @@
 
 A part is a module of benchmarks/parts. Its input is made in one process and worked on in another, so that peak memory
 is that of the work. "driver" is the process that a user starts, "workers" the sum over Ray's worker processes below it
-at the moment when it was largest; pages that processes share are counted in each of them. What Ray's own services take
-is in neither. Prints a table and writes benchmarks/results/scale.json, where parts that did not run keep their figures.
+at the moment when it was largest; pages that they share are divided among them (PSS). What Ray's own services take is
+in neither. Prints a table and writes benchmarks/results/scale.json, where parts that did not run keep their figures.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ class _Workers:
                 try:
                     # Ray names a worker after what it runs; an idle one has nothing of ours.
                     title = process.cmdline()[0] if process.cmdline() else ""
-                    held += process.memory_info().rss if title.startswith("ray::") and "IDLE" not in title else 0
+                    if title.startswith("ray::") and "IDLE" not in title:
+                        held += process.memory_full_info().pss
                 except psutil.Error:
                     continue
             self.peak_mib = max(self.peak_mib, held / _MIB)

@@ -82,4 +82,4 @@ def measure(size: int, folder: Path) -> dict[str, Any]:
 def _held_mib() -> float:
     import psutil
 
-    return psutil.Process().memory_info().rss / 1024**2
+    return psutil.Process().memory_full_info().pss / 1024**2
