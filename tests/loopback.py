@@ -71,14 +71,14 @@ def loopback(
 ) -> Generator[Loopback]:
     """Serves on a free port; `answer` gets the number of the chat request and its body.
 
-    With `held_until_in_flight` no answer goes out before that many requests have been there at once.
+    With `held_until_in_flight` no answer goes out before that many requests have been there at once, and again after
+    `peak_in_flight` was set back.
     """
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen(512)
     state = Loopback(f"http://127.0.0.1:{listener.getsockname()[1]}/v1")
     in_flight = 0
-    together = asyncio.Event()
 
     async def chat(request: Request) -> Response:
         nonlocal in_flight
@@ -87,13 +87,10 @@ def loopback(
         reply = answer(len(state.requests) - 1, body)
         in_flight += 1
         state.peak_in_flight = max(state.peak_in_flight, in_flight)
-        if in_flight >= held_until_in_flight:
-            together.set()
-        try:
-            await asyncio.wait_for(together.wait(), _HOLD_S)
-        except TimeoutError:
-            state.gave_up_holding = True
-            together.set()
+        deadline = time.monotonic() + _HOLD_S
+        while state.peak_in_flight < held_until_in_flight and not state.gave_up_holding:
+            state.gave_up_holding = time.monotonic() > deadline
+            await asyncio.sleep(0.01)
         await asyncio.sleep(reply.delay_s)
         in_flight -= 1
         return as_response(reply)

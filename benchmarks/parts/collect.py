@@ -42,4 +42,3 @@ def measure(size: int, folder: Path) -> dict[str, Any]:
     assert counts["rows_ok"] == 3 * size, counts
     assert counts["requests_sent"] == 0, counts
     return {"rows": counts["rows_ok"]}
-

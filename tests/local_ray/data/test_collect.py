@@ -124,14 +124,13 @@ def test_the_whole_limit_is_used_with_any_number_of_actors_also_on_a_short_resum
 
     broken = {"now": True}
     with loopback(answer, models=(TEACHER,), held_until_in_flight=7) as server:
-        recipe = recipe_for(tmp_path, 8, num_sets=1, client_actors=3, teacher={"base_url": server.url})
-        recipe = recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"max_concurrency": 7})})
+        there = {"base_url": server.url, "max_concurrency": 7}
+        recipe = recipe_for(tmp_path, 8, num_sets=1, client_actors=3, teacher=there)
         with pytest.raises(GenerationError):
             collect(recipe, "fail")
         assert (server.peak_in_flight, server.gave_up_holding) == (7, False)
-    broken["now"] = False
-    with loopback(answer, models=(TEACHER,), held_until_in_flight=7) as server:
-        recipe.teacher.base_url = server.url
+        broken["now"] = False
+        server.peak_in_flight = 0
         assert collect(recipe, "resume")["counts"]["requests_sent"] == 8
         assert (server.peak_in_flight, server.gave_up_holding) == (7, False)
 

@@ -81,11 +81,6 @@ def test_a_resume_asks_only_about_what_is_not_whole_and_keeps_the_rest(tmp_path,
         assert (asked, third["requests_sent"], third["rows_ok"]) == ([], 0, 18)
         assert "collect: 18 of 18 rows are there" in capsys.readouterr().out
         assert rows_in(tmp_path) == whole
-        # Other weights under the same name: nothing that is there will do.
-        listed.body["data"][0]["weights_id"] = "second"
-        sent = len(server.requests)
-        assert collect(recipe, "resume")["counts"]["requests_sent"] == len(server.requests) - sent == 6 * 7
-        assert len(asked) == 6
 
 
 def rows_in(folder):
