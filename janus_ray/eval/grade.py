@@ -1,143 +1,122 @@
-"""Step 2: every response under every sibling's rubrics, one rubric per judge call.
-
-Prometheus-style absolute grading (Kim et al. 2024, arXiv 2405.01535), as in the paper: the judge sees the request,
-the response, the reference answer and one rubric, and not the system message.
-"""
+"""Step 2: every response under every sibling's rubrics, one rubric per judge call."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from upath import UPath
 
 from janus_ray.eval.bench import siblings
+from janus_ray.eval.benchmarks.multifaceted import (
+    JUDGED,
+    asked_for_the_verdict,
+    judge_request,
+    judged_status,
+    judges_for,
+    score,
+)
+from janus_ray.eval.generate import GENERATIONS_FILE
 from janus_ray.eval.items import BenchItem
+from janus_ray.eval.outcomes import Outcomes, kept_outcomes
 from janus_ray.eval.recipe import EvaluateRecipe
-from janus_ray.eval.verdict import parse_verdict
+from janus_ray.eval.rows import Row, read_back
 from janus_ray.llm.endpoint import ReachedEndpoint
-from janus_ray.llm.fanout import ask_all
-from janus_ray.llm.request import Completion, LLMRequest, Sampling
-from janus_ray.prompts import prompt_sha256, render
+from janus_ray.llm.request import Completion, LLMRequest
 from janus_ray.store.files import write_jsonl
 
 JUDGMENTS_FILE = "judgments.jsonl"
-# The endpoint did its part, but what came is no answer: cut before any text, thoughts only, nothing.
-_NO_ANSWER = frozenset({"truncated", "empty", "unfinished"})
-JUDGED_STATUSES = frozenset({"ok", "truncated", "empty"})
+# Beside the scores of a scale, in an array of small numbers.
+_UNSCORED, _UNREAD = -128, -127
 
 
-def grade(
-    recipe: EvaluateRecipe,
-    judge: ReachedEndpoint,
-    items: Sequence[BenchItem],
-    generations: Sequence[dict[str, Any]],
-    folder: UPath,
-) -> list[dict[str, Any]]:
-    """Writes and returns one row per due rubric score, also for those that could not be obtained.
+class _Due(NamedTuple):
+    """One judgment that is due."""
 
-    A judge whose answer holds no verdict is asked for it once, with twice the room where the answer was cut. The status
-    of a row is ok, parse_fail (no readable verdict, also then), api_fail, or no_response (nothing to judge). Only ok
-    rows have a score; the others are unscored, never zero.
+    number: int
+    generation: Row
+    item: BenchItem
+    rubric: int
+
+    @property
+    def can_be_asked(self) -> bool:
+        return self.generation["status"] in JUDGED
+
+
+def grade(recipe: EvaluateRecipe, judge: ReachedEndpoint, items: Sequence[BenchItem], folder: UPath) -> None:
+    """Writes one row per due rubric score, also for those that could not be obtained, in the order of the responses.
+
+    A judge whose answer holds no verdict is asked for it once, with twice the room where the answer was cut. Only rows
+    with status ok have a score; the others are unscored, never zero.
     """
+    askable = array("b", (each.can_be_asked for each in _due(recipe, items, folder)))
+    scores = array("b", [_UNSCORED]) * len(askable)
+    with kept_outcomes(folder) as outcomes:
+
+        def ask(requests: Iterator[tuple[int, LLMRequest]], label: str, total: int) -> Iterator[tuple[int, Completion]]:
+            return outcomes.asked(requests, judge, folder / "ledger" / "judge", recipe.client_actors, label, total)
+
+        first = ((each.number, _request(recipe, each)) for each in _due(recipe, items, folder) if each.can_be_asked)
+        for number, outcome in ask(first, "evaluate: judgments", sum(askable)):
+            found = score(outcome)
+            scores[number] = found if found is not None else _UNREAD if outcome.status == "ok" else _UNSCORED
+        unread = array("b", (each == _UNREAD for each in scores))
+        if any(unread):
+            again = (
+                (each.number, _request_again(recipe, each, outcomes))
+                for each in _due(recipe, items, folder)
+                if unread[each.number]
+            )
+            for number, outcome in ask(again, "evaluate: judgments asked for again", sum(unread)):
+                found = score(outcome)
+                scores[number] = _UNSCORED if found is None else found
+        write_jsonl(
+            folder / JUDGMENTS_FILE,
+            (
+                _row(each, outcomes.get(each.number), scores[each.number], asked_again=bool(unread[each.number]))
+                for each in _due(recipe, items, folder)
+            ),
+        )
+
+
+def _due(recipe: EvaluateRecipe, items: Sequence[BenchItem], folder: UPath) -> Iterator[_Due]:
+    """Every judgment that is due, numbered in the order of the responses."""
     grouped = siblings(items)
-    due = [
-        (generation, item, index)
-        for generation in generations
-        for item in grouped[generation["prompt_id"]]
-        if recipe.judge_siblings or generation["written_for"] in (None, item.item_id)
-        for index in range(len(item.rubrics))
-    ]
-    askable = [number for number, (generation, _, _) in enumerate(due) if generation["status"] in JUDGED_STATUSES]
-    requests = {number: _request(recipe, *due[number]) for number in askable}
-    outcomes = _ask(recipe, judge, requests, folder, "evaluate: judgments")
-    unread = {
-        number: _asked_for_the_verdict(requests[number], outcome)
-        for number, outcome in outcomes.items()
-        if outcome.status == "ok" and _score(outcome) is None
-    }
-    if unread:
-        outcomes |= _ask(recipe, judge, unread, folder, "evaluate: judgments asked for again")
-    rows = [
-        {**_row(*observation, outcomes.get(number)), "asked_again": number in unread}
-        for number, observation in enumerate(due)
-    ]
-    write_jsonl(folder / JUDGMENTS_FILE, rows)
-    return rows
+    number = 0
+    for generation in read_back(folder / GENERATIONS_FILE):
+        for item, rubric in judges_for(recipe, generation["written_for"], grouped[generation["prompt_id"]]):
+            yield _Due(number, generation, item, rubric)
+            number += 1
 
 
-def _ask(
-    recipe: EvaluateRecipe, judge: ReachedEndpoint, requests: dict[int, LLMRequest], folder: UPath, label: str
-) -> dict[int, Completion]:
-    ledger = folder / "ledger" / "judge"
-    numbered = [replace(request, custom_id=str(number)) for number, request in requests.items()]
-    answered = ask_all(numbered, judge, ledger, recipe.client_actors, label)
-    return {int(request.custom_id): outcome for request, outcome in answered}
+def _request(recipe: EvaluateRecipe, due: _Due) -> LLMRequest:
+    return judge_request(recipe, due.item, due.rubric, due.generation["response"])
 
 
-def _request(recipe: EvaluateRecipe, generation: dict[str, Any], item: BenchItem, index: int) -> LLMRequest:
-    rubric = item.rubrics[index]
-    text = render(
-        "judge_absolute",
-        prompt=item.prompt,
-        response=generation["response"],
-        reference_answer=item.reference_answer,
-        criteria=rubric.criteria,
-        score_descriptions=sorted(rubric.score_descriptions.items()),
-    )
-    return LLMRequest(
-        stage="judge",
-        messages=({"role": "user", "content": text},),
-        sampling=Sampling(temperature=recipe.judging.temperature, max_tokens=recipe.judging.max_tokens),
-        prompt_sha256=prompt_sha256("judge_absolute"),
-        seed=recipe.seed,
-        # A long-winded judge has often said its score; if not, it is asked for it.
-        keep_truncated=True,
-    )
+def _request_again(recipe: EvaluateRecipe, due: _Due, outcomes: Outcomes) -> LLMRequest:
+    before = outcomes.get(due.number)
+    assert before is not None
+    return asked_for_the_verdict(_request(recipe, due), before)
 
 
-def _score(outcome: Completion) -> int | None:
-    """The score of an answer; of one that was cut, not where it stands in the line that might have gone on."""
-    if outcome.status != "ok":
-        return None
-    score = parse_verdict(outcome.text)
-    whole_lines = outcome.text[: outcome.text.rfind("\n") + 1]
-    return None if outcome.finish_reason == "length" and parse_verdict(whole_lines) != score else score
-
-
-def _asked_for_the_verdict(request: LLMRequest, outcome: Completion) -> LLMRequest:
-    """The request continued by the judge's answer: a judge at temperature 0 would only repeat itself otherwise."""
-    more = ({"role": "assistant", "content": outcome.text}, {"role": "user", "content": render("judge_verdict")})
-    sampling = request.sampling
-    if outcome.finish_reason == "length" and sampling.max_tokens:
-        sampling = replace(sampling, max_tokens=2 * sampling.max_tokens)
-    return replace(
-        request, messages=request.messages + more, sampling=sampling, prompt_sha256=prompt_sha256("judge_verdict")
-    )
-
-
-def _row(generation: dict[str, Any], item: BenchItem, index: int, outcome: Completion | None) -> dict[str, Any]:
-    score = _score(outcome) if outcome else None
-    if outcome is None:
-        status = "no_response"
-    elif outcome.status == "error" and outcome.error_kind not in _NO_ANSWER:
-        status = "api_fail"
-    else:
-        status = "ok" if score is not None else "parse_fail"
+def _row(due: _Due, outcome: Completion | None, found: int, *, asked_again: bool) -> dict[str, Any]:
+    scored = None if found == _UNSCORED else found
+    preference = due.item.preference_set[due.rubric]
     return {
-        "generation_id": generation["generation_id"],
-        "model": generation["model"],
-        "condition": generation["condition"],
-        "split": item.split,
-        "prompt_id": item.prompt_id,
-        "written_for": generation["written_for"],
-        "judged_for": item.item_id,
-        "rubric": index,
-        "dimension": item.preference_set[index].dimension,
-        "preference": item.preference_set[index].preference,
-        "status": status,
-        "score": score,
+        "generation_id": due.generation["generation_id"],
+        "model": due.generation["model"],
+        "condition": due.generation["condition"],
+        "split": due.item.split,
+        "prompt_id": due.item.prompt_id,
+        "written_for": due.generation["written_for"],
+        "judged_for": due.item.item_id,
+        "rubric": due.rubric,
+        "dimension": preference.dimension,
+        "preference": preference.preference,
+        "status": judged_status(outcome, scored),
+        "score": scored,
         "feedback": outcome.text if outcome else "",
         "error_message": outcome.error_message if outcome else None,
+        "asked_again": asked_again,
     }

@@ -11,6 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from janus_ray.eval.results import Measure, Scale
 from janus_ray.records import shortened
 from janus_ray.stats import two_decimals
 
@@ -30,6 +31,8 @@ _STYLE: Any = {
     "grid.color": _LINE,
 }
 _INCHES_PER_ROW = 0.25
+# Beside the axis, as a share of the scale.
+_MARGIN = 0.0125
 # What fits beside the plot, in characters.
 _LONGEST_LABEL = 32
 
@@ -39,15 +42,16 @@ class ForestRow:
     """One row of a forest plot; a title without an estimate heads the rows below it."""
 
     label: str
-    estimate: dict[str, Any] | None = None
+    estimate: Measure | None = None
     colour: str = _INK
 
 
-def forest_plot(rows: Sequence[ForestRow], description: str) -> Markup:
-    """Means with their intervals on the judge's scale from 1 to 5; a withheld mean is said in words.
+def forest_plot(rows: Sequence[ForestRow], scale: Scale, description: str) -> Markup:
+    """Means with their intervals on the judge's scale; a withheld mean is said in words.
 
     Args:
         rows: from top to bottom.
+        scale: what the axis spans.
         description: what a screen reader says.
     """
     import matplotlib as mpl
@@ -59,7 +63,9 @@ def forest_plot(rows: Sequence[ForestRow], description: str) -> Markup:
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=(9.6, _INCHES_PER_ROW * (len(rows) + 1.2)))
         axes = figure.add_axes((0.25, 1.1 / (len(rows) + 1.2), 0.57, len(rows) / (len(rows) + 1.2)))
-        axes.set(xlim=(0.95, 5.05), ylim=(len(rows) - 0.5, -0.5), xticks=range(1, 6))
+        margin = _MARGIN * (scale.highest - scale.lowest)
+        axes.set(xlim=(scale.lowest - margin, scale.highest + margin), ylim=(len(rows) - 0.5, -0.5))
+        axes.set_xticks(scale.ticks())
         axes.set_yticks(range(len(rows)), [shortened(row.label, _LONGEST_LABEL) for row in rows], ha="left")
         axes.tick_params(length=0)
         axes.tick_params(axis="y", pad=172)
@@ -69,20 +75,21 @@ def forest_plot(rows: Sequence[ForestRow], description: str) -> Markup:
             if row.estimate is None:
                 label.set_fontweight("bold")
             else:
-                _draw_estimate(axes, y, row.estimate, row.colour)
+                _draw_estimate(axes, scale, y, row.estimate, row.colour)
         return _inline(figure, description)
 
 
-def _draw_estimate(axes: Any, y: int, estimate: dict[str, Any], colour: str) -> None:
-    if estimate["mean"] is None:
-        axes.text(1.05, y, estimate.get("withheld", "no score"), va="center")
+def _draw_estimate(axes: Any, scale: Scale, y: int, estimate: Measure, colour: str) -> None:
+    margin = _MARGIN * (scale.highest - scale.lowest)
+    if estimate.mean is None:
+        axes.text(scale.lowest + margin, y, estimate.withheld or "no score", va="center")
         return
     bounds = ""
-    if estimate["low"] is not None:
-        axes.plot([max(1, estimate["low"]), min(5, estimate["high"])], [y, y], color=colour, linewidth=2.2)
-        bounds = f"  [{two_decimals(estimate['low'])}, {two_decimals(estimate['high'])}]"
-    axes.plot(estimate["mean"], y, "o", color=colour, markersize=6.5, clip_on=False)
-    axes.text(5.15, y, f"{two_decimals(estimate['mean'])}{bounds}", va="center", fontsize=9)
+    if estimate.low is not None and estimate.high is not None:
+        axes.plot([scale.within(estimate.low), scale.within(estimate.high)], [y, y], color=colour, linewidth=2.2)
+        bounds = f"  [{two_decimals(estimate.low)}, {two_decimals(estimate.high)}]"
+    axes.plot(estimate.mean, y, "o", color=colour, markersize=6.5, clip_on=False)
+    axes.text(scale.highest + 3 * margin, y, f"{two_decimals(estimate.mean)}{bounds}", va="center", fontsize=9)
 
 
 def _inline(figure: Any, description: str) -> Markup:

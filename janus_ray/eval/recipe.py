@@ -9,7 +9,8 @@ from pydantic import Field, field_validator, model_validator
 from janus_ray.config import OPERATIONAL, PathText, RayConfig, Recipe
 from janus_ray.llm.endpoint import Endpoint, model_id
 
-Condition = Literal["own_system", "no_system"]
+Generated = Literal["own_system", "no_system"]
+HEADLINE: Generated = "own_system"
 
 
 class EvaluatedModel(Recipe):
@@ -19,7 +20,7 @@ class EvaluatedModel(Recipe):
     """Name in the report."""
     model: str = Field(min_length=1)
     """Model id at the policy endpoint."""
-    conditions: tuple[Condition, ...] = ("own_system", "no_system")
+    conditions: tuple[Generated, ...] = ("own_system", "no_system")
     """What is generated: with each person's own system message, and without any. The sibling control needs no
     generation of its own."""
 
@@ -30,7 +31,7 @@ class EvaluatedModel(Recipe):
 
     @field_validator("conditions")
     @classmethod
-    def _each_once(cls, value: tuple[Condition, ...]) -> tuple[Condition, ...]:
+    def _each_once(cls, value: tuple[Generated, ...]) -> tuple[Generated, ...]:
         # Twice would count every response twice.
         return tuple(dict.fromkeys(value))
 
@@ -108,7 +109,7 @@ class EvaluateRecipe(Recipe):
     """Take at most this many prompts of each split, in the bench's order."""
     client_actors: int = Field(default=2, ge=1, le=64, json_schema_extra=OPERATIONAL)
     """Client processes; each endpoint's max_concurrency is divided among them."""
-    samples_in_report: int = Field(default=12, ge=0)
+    samples_in_report: int = Field(default=12, ge=0, le=1000)
     """Prompts whose responses the report shows in full."""
     seed: int = Field(default=0, ge=0)
     """Seed of the generations."""
@@ -122,6 +123,6 @@ class EvaluateRecipe(Recipe):
             raise ValueError(f"models: two have the same name ({', '.join(names)})")
         if self.main_model not in names:
             raise ValueError(f"main_model: {self.main_model!r} is none of {', '.join(names)}")
-        if "own_system" not in self.models[names.index(self.main_model)].conditions:
-            raise ValueError(f"main_model: {self.main_model!r} needs own_system among its conditions")
+        if HEADLINE not in self.models[names.index(self.main_model)].conditions:
+            raise ValueError(f"main_model: {self.main_model!r} needs {HEADLINE} among its conditions")
         return self

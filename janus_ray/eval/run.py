@@ -11,25 +11,30 @@ from upath import UPath
 from janus_ray.cluster import ray_cluster
 from janus_ray.config import IfExists
 from janus_ray.errors import DataError
-from janus_ray.eval.aggregate import CONDITIONS, aggregate
+from janus_ray.eval.aggregate import aggregate
 from janus_ray.eval.bench import load_bench
-from janus_ray.eval.generate import generate
-from janus_ray.eval.grade import grade
+from janus_ray.eval.benchmarks.multifaceted import JUDGE_SEES
+from janus_ray.eval.generate import GENERATIONS_FILE, generate
+from janus_ray.eval.grade import JUDGMENTS_FILE, grade
 from janus_ray.eval.items import BenchItem
 from janus_ray.eval.recipe import EvaluateRecipe
 from janus_ray.eval.report import write_report
+from janus_ray.eval.results import Protocol, Results
+from janus_ray.eval.rows import read_back
+from janus_ray.eval.samples import collected_samples
+from janus_ray.eval.summary import print_summary
 from janus_ray.llm.check import check_endpoint
 from janus_ray.llm.endpoint import Endpoint, ReachedEndpoint
+from janus_ray.llm.outcome import Status
 from janus_ray.records import shortened
-from janus_ray.stats import INTERVAL, two_decimals
+from janus_ray.stats import INTERVAL
 from janus_ray.store.files import read_json, what_is_at, write_json
 from janus_ray.store.folder import UNKNOWN, Ref, RunFolder, read_manifest
 
 RESULTS_FILE, REPORT_FILE = "results.json", "index.html"
-_LONGEST_NAME = 40
 
 
-def evaluate(recipe: EvaluateRecipe, if_exists: IfExists) -> dict[str, Any]:
+def evaluate(recipe: EvaluateRecipe, if_exists: IfExists) -> Results:
     """Runs the evaluation, writes results.json and index.html, and returns the results.
 
     The numbers are written and shown before the report is drawn, and every answer is in the ledger before that: what
@@ -51,31 +56,31 @@ def evaluate(recipe: EvaluateRecipe, if_exists: IfExists) -> dict[str, Any]:
     judge = _reached(recipe.judge, "judge")
     inputs = _inputs(recipe, policies, judge)
     folder.check_inputs(inputs, whole=True)
-    is_whole = all(what_is_at(folder.path / name) == "file" for name in (RESULTS_FILE, REPORT_FILE))
-    told = UNKNOWN not in {ref.revision for ref in inputs.values()}
-    if folder.finished and is_whole and told and not _has_failures(read_manifest(folder.path)):
+    finished = _finished(folder, inputs)
+    if finished is not None:
         print(f"{folder.path}: already finished; 0 requests sent")
-        results = read_json(folder.path / RESULTS_FILE)
-        print_summary(results)
+        print_summary(finished)
         print(f"report: {folder.path / REPORT_FILE}")
-        return results
+        return finished
     prompts = len({item.prompt_id for item in items})
     print(f"evaluate: {len(items)} items on {prompts} prompts, judged by {judge.model}", flush=True)
     with ray_cluster(recipe.ray, recipe.client_actors, f"evaluate with {recipe.client_actors} client actors"):
         folder.begin(inputs)
-        generations = generate(recipe, policies, items, folder.path)
-        judgments = grade(recipe, judge, items, generations, folder.path)
-    names = [model.name for model in recipe.models]
-    results = aggregate(judgments, generations, names, recipe.main_model, recipe.coverage_threshold)
-    results["protocol"] = _protocol(recipe, inputs, items)
-    results["usage"] = {name: sum(row[name] for row in generations) for name in ("prompt_tokens", "completion_tokens")}
-    write_json(folder.path / RESULTS_FILE, results)
-    print_summary(results)
-    _draw_report(recipe, results, items, generations, judgments, folder.path)
-    folder.finish(
-        counts={"items": len(items), "generations": len(generations), "judgments": len(judgments)},
-        status_counts=results["status_counts"],
+        generate(recipe, policies, items, folder.path)
+        grade(recipe, judge, items, folder.path)
+    results = aggregate(
+        judgments=read_back(folder.path / JUDGMENTS_FILE),
+        generations=read_back(folder.path / GENERATIONS_FILE),
+        models=[model.name for model in recipe.models],
+        main_model=recipe.main_model,
+        threshold=recipe.coverage_threshold,
+        protocol=_protocol(recipe, inputs, items),
     )
+    write_json(folder.path / RESULTS_FILE, results.as_json())
+    print_summary(results)
+    _draw_report(recipe, results, items, folder.path)
+    rows = {step: sum(sum(counts.values()) for counts in models.values()) for step, models in _counts(results).items()}
+    folder.finish(counts={"items": len(items), **rows}, status_counts=_counts(results))
     print(f"report: {folder.path / REPORT_FILE}")
     return results
 
@@ -101,22 +106,34 @@ def _inputs(recipe: EvaluateRecipe, policies: Mapping[str, ReachedEndpoint], jud
     }
 
 
-def _draw_report(
-    recipe: EvaluateRecipe,
-    results: dict[str, Any],
-    items: Sequence[BenchItem],
-    generations: Sequence[dict[str, Any]],
-    judgments: Sequence[dict[str, Any]],
-    folder: UPath,
-) -> None:
+def _finished(folder: RunFolder, inputs: Mapping[str, Ref]) -> Results | None:
+    """The results of a finished evaluation that nothing would be added to; None where something would."""
+    is_whole = all(what_is_at(folder.path / name) == "file" for name in (RESULTS_FILE, REPORT_FILE))
+    told = UNKNOWN not in {ref.revision for ref in inputs.values()}
+    if not (folder.finished and is_whole and told) or _has_failures(read_manifest(folder.path)):
+        return None
+    try:
+        return Results.from_json(read_json(folder.path / RESULTS_FILE))
+    except ValueError:
+        # Another version's: the ledger has every answer.
+        return None
+
+
+def _counts(results: Results) -> dict[str, dict[str, dict[str, int]]]:
+    return results.as_json()["status_counts"]
+
+
+def _draw_report(recipe: EvaluateRecipe, results: Results, items: Sequence[BenchItem], folder: UPath) -> None:
     """Draws and writes the report.
 
     Raises:
         DataError: it cannot be drawn or written; the numbers are safe by then.
     """
     done = f"the numbers are in {folder / RESULTS_FILE}, and --if-exists resume tries again without a request"
+    rows = (read_back(folder / name) for name in (GENERATIONS_FILE, JUDGMENTS_FILE))
     try:
-        write_report(folder / REPORT_FILE, results, items, generations, judgments, recipe.samples_in_report)
+        samples = collected_samples(recipe.main_model, items, *rows, number=recipe.samples_in_report)
+        write_report(folder / REPORT_FILE, results, samples)
     except DataError as error:
         raise DataError(f"{error}; {done}") from None
     # What matplotlib and jinja2 raise about a text that they cannot show.
@@ -127,68 +144,24 @@ def _draw_report(
 def _has_failures(manifest: dict[str, Any]) -> bool:
     """Whether a resume may do better. A judge's unreadable answer was paid for and is not asked for again."""
     counts = manifest["status_counts"]
-    return any("api_fail" in statuses for step in counts.values() for statuses in step.values())
+    return any(Status.API_FAIL in statuses for step in counts.values() for statuses in step.values())
 
 
-def _protocol(recipe: EvaluateRecipe, inputs: Mapping[str, Ref], items: Sequence[BenchItem]) -> dict[str, Any]:
-    """What a reader must know to repeat or to doubt the numbers."""
+def _protocol(recipe: EvaluateRecipe, inputs: Mapping[str, Ref], items: Sequence[BenchItem]) -> Protocol:
     weights = {name: entry.revision for name, entry in inputs.items() if name != "bench"}
-    return {
-        "bench": recipe.bench,
-        "bench_fingerprint": inputs["bench"].revision,
-        "items": len(items),
-        "prompts": len({item.prompt_id for item in items}),
-        "judge": recipe.judge.model,
-        "judge_sees": "request, response, reference answer, one rubric; not the system message",
-        "judge_runs": 1,
-        "judge_sampling": recipe.judging.model_dump(),
-        "generation_sampling": recipe.generation.model_dump(),
-        "seed": recipe.seed,
-        "interval": INTERVAL,
-        "coverage_threshold": recipe.coverage_threshold,
-        "models": {model.name: model.model for model in recipe.models},
-        "weights": weights,
-    }
-
-
-def print_summary(results: dict[str, Any]) -> None:
-    """The numbers as a table for the terminal."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    def name_cell(name: object) -> Text:
-        # Names come from the bench and the recipe: never markup, and one line each.
-        return Text(shortened(str(name).replace("unseen_", "unseen "), _LONGEST_NAME))
-
-    splits = list(results["models"][results["main_model"]]["own_system"]["per_split"])
-    table = Table(title="mean score, 1 to 5 [95 % interval]", title_justify="left", box=None, pad_edge=False)
-    for name in ("model", "condition", "all", *splits):
-        table.add_column(name_cell(name))
-    for model, summary in results["models"].items():
-        for condition in CONDITIONS:
-            if condition in summary:
-                per_split = [summary[condition]["per_split"][split]["overall"] for split in splits]
-                cells = [Text(format_estimate(entry)) for entry in (summary[condition]["overall"], *per_split)]
-                table.add_row(name_cell(model), condition, *cells)
-        gain = summary["steering_gain"]
-        cells = [Text(format_estimate(entry)) for entry in (gain["overall"], *(gain["per_split"][s] for s in splits))]
-        table.add_row(name_cell(model), "steering gain", *cells, end_section=True)
-    own = results["models"][results["main_model"]]["own_system"]["overall"]
-    console = Console(width=max(120, 26 * (len(splits) + 2)), soft_wrap=True, markup=False, emoji=False)
-    console.print()
-    console.print(table)
-    console.print(
-        f"n = {own['n']} responses on {own['clusters']} prompts, coverage {100 * own['coverage']:.1f} %",
-        highlight=False,
+    return Protocol(
+        bench=recipe.bench,
+        bench_fingerprint=inputs["bench"].revision,
+        items=len(items),
+        prompts=len({item.prompt_id for item in items}),
+        judge=recipe.judge.model,
+        judge_sees=JUDGE_SEES,
+        judge_runs=1,
+        judge_sampling=recipe.judging.model_dump(),
+        generation_sampling=recipe.generation.model_dump(),
+        seed=recipe.seed,
+        interval=INTERVAL,
+        coverage_threshold=recipe.coverage_threshold,
+        models={model.name: model.model for model in recipe.models},
+        weights=weights,
     )
-
-
-def format_estimate(entry: dict[str, Any]) -> str:
-    """`4.52 [4.41, 4.63]`, or why there is no number."""
-    if entry["mean"] is None:
-        return "none" if entry["n"] == 0 else "withheld"
-    mean = two_decimals(entry["mean"])
-    if entry["low"] is None:
-        return f"{mean} (one prompt)"
-    return f"{mean} [{two_decimals(entry['low'])}, {two_decimals(entry['high'])}]"

@@ -24,10 +24,10 @@ def in_the_shared_cluster(monkeypatch):
 def test_an_obedient_policy_gets_the_numbers_it_must_get(tmp_path):
     with loopback(obedient) as policy, loopback(strict) as judge:
         recipe = recipe_for(tmp_path, policy.url, judge.url)
-        results = evaluate(recipe, "fail")
+        results = evaluate(recipe, "fail").as_json()
         sent = len(policy.requests), len(judge.requests)
         assert sent == (PROMPTS * (PEOPLE + 1), PROMPTS * (PEOPLE + 1) * PEOPLE * 4)
-        again = evaluate(recipe, "resume")
+        again = evaluate(recipe, "resume").as_json()
         assert (len(policy.requests), len(judge.requests)) == sent
         # Also when the manifest is lost: the ledger knows every answer.
         (tmp_path / "out" / "manifest.json").unlink()
@@ -64,7 +64,7 @@ def test_what_failed_is_counted_withheld_and_tried_again(tmp_path):
 
     with loopback(policy_answer) as policy, loopback(strict) as judge:
         recipe = recipe_for(tmp_path, policy.url, judge.url)
-        results = evaluate(recipe, "fail")
+        results = evaluate(recipe, "fail").as_json()
         assert results["models"]["m"]["own_system"]["overall"]["coverage"] == 0.75
         assert results["models"]["m"]["own_system"]["overall"]["mean"] is None
         assert results["steering_gain"]["overall"]["mean"] is None
@@ -75,7 +75,7 @@ def test_what_failed_is_counted_withheld_and_tried_again(tmp_path):
         assert {row["status"] for row in generations if row["prompt"] == "Question 0?"} == {"api_fail"}
         trouble["on"] = False
         before = len(policy.requests), len(judge.requests)
-        results = evaluate(recipe, "resume")
+        results = evaluate(recipe, "resume").as_json()
         assert (len(policy.requests), len(judge.requests)) == (before[0] + PEOPLE + 1, before[1] + due)
     own = results["models"]["m"]["own_system"]["overall"]
     assert (own["mean"], own["coverage"]) == (5.0, 1.0)
@@ -93,7 +93,7 @@ def test_a_judge_without_a_verdict_is_asked_for_it_once(tmp_path):
 
     with loopback(obedient) as policy, loopback(judge_answer) as judge:
         recipe = recipe_for(tmp_path, policy.url, judge.url)
-        results = evaluate(recipe, "fail")
+        results = evaluate(recipe, "fail").as_json()
         due = (PEOPLE + 1) * PEOPLE * 4
         assert len(judge.requests) == PROMPTS * due + 2 * due
         asked_again = [body["messages"] for body in judge.requests if len(body["messages"]) > 1]
@@ -110,7 +110,7 @@ def test_without_siblings_each_response_is_judged_for_its_person_alone(tmp_path)
     with loopback(obedient) as policy, loopback(strict) as judge:
         models = [{"name": "m", "model": "m", "conditions": ["own_system"]}]
         recipe = recipe_for(tmp_path, policy.url, judge.url, judge_siblings=False, models=models)
-        results = evaluate(recipe, "fail")
+        results = evaluate(recipe, "fail").as_json()
         assert len(judge.requests) == PROMPTS * PEOPLE * 4
     assert results["models"]["m"]["own_system"]["overall"]["mean"] == 5.0
     assert "sibling_system" not in results["models"]["m"]
@@ -127,7 +127,7 @@ def test_empty_and_truncated_responses_are_judged_as_they_are_and_unfinished_one
 
     with loopback(policy_answer) as policy, loopback(strict) as judge:
         recipe = recipe_for(tmp_path, policy.url, judge.url)
-        results = evaluate(recipe, "fail")
+        results = evaluate(recipe, "fail").as_json()
         rooms = {body["max_tokens"] for body in policy.requests if len(body["messages"]) == 1}
     assert len(rooms) > 1 and min(rooms) == 1024
     statuses = results["status_counts"]["generations"]["m"]

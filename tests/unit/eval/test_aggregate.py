@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 
 from janus_ray.eval.aggregate import aggregate
+from janus_ray.eval.results import Protocol
 
 # Student's t at 97.5 % with one degree of freedom: there are two prompts.
 T = 12.706204736
 
 
-def judgment(response, prompt, written_for, judged_for, dimension, score, model="m", split="seen"):
+def judgment(response, prompt, written_for, judged_for, dimension, score, model="m", split="seen", rubric=0):
     return {
         "generation_id": f"{model}|{response}",
         "model": model,
@@ -20,6 +22,7 @@ def judgment(response, prompt, written_for, judged_for, dimension, score, model=
         "prompt_id": prompt,
         "written_for": written_for,
         "judged_for": judged_for,
+        "rubric": rubric,
         "dimension": dimension,
         "status": "ok" if score is not None else "parse_fail",
         "score": score,
@@ -29,7 +32,7 @@ def judgment(response, prompt, written_for, judged_for, dimension, score, model=
 def judged(response, prompt, written_for, judged_for, style, harmlessness, **more):
     return [
         judgment(response, prompt, written_for, judged_for, "style", style, **more),
-        judgment(response, prompt, written_for, judged_for, "harmlessness", harmlessness, **more),
+        judgment(response, prompt, written_for, judged_for, "harmlessness", harmlessness, rubric=1, **more),
     ]
 
 
@@ -55,8 +58,16 @@ def two_prompts():
 GENERATIONS = [{"model": "m", "status": "ok"}, {"model": "m", "status": "truncated"}]
 
 
+def protocol(**changes):
+    texts = dict.fromkeys(("bench", "bench_fingerprint", "judge", "judge_sees", "interval"), "x")
+    numbers = dict.fromkeys(("items", "prompts", "judge_runs", "seed", "coverage_threshold"), 1)
+    tables = {name: {} for name in ("judge_sampling", "generation_sampling", "models", "weights")}
+    return Protocol(**{**texts, **numbers, **tables, **changes})
+
+
 def results_of(judgments, threshold=0.98):
-    return aggregate(judgments, GENERATIONS, ["m"], "m", threshold)
+    """What results.json holds."""
+    return aggregate(judgments, GENERATIONS, ["m"], "m", threshold, protocol()).as_json()
 
 
 def test_conditions_by_hand():
@@ -134,6 +145,16 @@ def test_a_bench_without_siblings_has_neither_the_control_nor_a_gain():
     assert results["controls"] == {}
     assert results["steering_gain"]["overall"]["mean"] is None
     assert results["steering_gain"]["per_split"]["seen"]["n"] == 0
+
+
+def test_numbers_do_not_depend_on_the_order_of_rows_and_may_come_from_any_iterable():
+    rows = [*two_prompts(), *judged("e", "r", "e", "e", 2, None)]
+    shuffled = random.Random(0).sample(rows, len(rows))
+    first, second = (aggregate(iter(each), iter(GENERATIONS), ["m"], "m", 0.5, protocol()) for each in (rows, shuffled))
+    for condition in ("own_system", "no_system", "sibling_system"):
+        assert second.main.conditions[condition].overall == first.main.conditions[condition].overall
+    assert second.main.steering_gain.overall.mean == pytest.approx(first.main.steering_gain.overall.mean)
+    assert second.usage == first.usage == {"prompt_tokens": 0, "completion_tokens": 0}
 
 
 def test_siblings_in_other_numbers_keep_out_of_the_mean_matrix_only():

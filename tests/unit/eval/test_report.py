@@ -6,17 +6,19 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from janus_ray.eval.aggregate import aggregate
+from janus_ray.eval.benchmarks.multifaceted import SCALE
 from janus_ray.eval.items import BenchItem
 from janus_ray.eval.plots import ForestRow, forest_plot
 from janus_ray.eval.report import write_report
-from janus_ray.eval.run import print_summary
-from janus_ray.store.files import write_json
-from tests.unit.eval.test_aggregate import GENERATIONS, judged, judgment, two_prompts
+from janus_ray.eval.results import Measure, Results, Scale
+from janus_ray.eval.samples import collected_samples
+from janus_ray.eval.summary import print_summary
+from janus_ray.store.files import read_json, write_json
+from tests.unit.eval.test_aggregate import GENERATIONS, judged, judgment, protocol, two_prompts
 from tests.unit.eval.test_bench import row
 
 EVIL = '<script>alert("values")</script>'
@@ -36,10 +38,9 @@ def generation(person):
 
 
 def report_of(judgments, tmp_path, items=ITEMS):
-    results = aggregate(judgments, GENERATIONS, ["m"], "m", 0.98)
-    results["protocol"] = {"items": len(items), "prompts": 2, "judge": "j"}
-    generations = [generation(person) for person in "abcd"]
-    write_report(tmp_path / "index.html", results, items, generations, judgments, num_samples=5)
+    results = aggregate(judgments, GENERATIONS, ["m"], "m", 0.98, protocol())
+    samples = collected_samples("m", items, [generation(person) for person in "abcd"], judgments, 5)
+    write_report(tmp_path / "index.html", results, samples)
     return (tmp_path / "index.html").read_text()
 
 
@@ -101,24 +102,32 @@ def test_a_bench_without_siblings_has_a_report_too(tmp_path):
 
 
 def test_a_forest_plot_takes_the_pages_colours_and_is_the_same_each_time():
-    entry = {"mean": 4.0, "low": 3.5, "high": 6.0}
-    rows = [ForestRow("<b>"), ForestRow("own", entry, "#123456"), ForestRow("none", {"mean": None, "low": None})]
-    svg = forest_plot(rows, 'means "all"')
-    assert svg == forest_plot(rows, 'means "all"')
+    rows = [ForestRow("<b>"), ForestRow("own", measure(4.0, 3.5, 6.0), "#123456"), ForestRow("none", measure(None))]
+    svg = forest_plot(rows, SCALE, 'means "all"')
+    assert svg == forest_plot(rows, SCALE, 'means "all"')
     assert svg.startswith("<svg") and "currentColor" in svg and "#010101" not in svg
     assert "&lt;b&gt;" in svg and "no score" in svg and "#123456" in svg
     assert 'aria-label="means &#34;all&#34;"' in svg
 
 
-@pytest.mark.parametrize("estimate", [{"mean": 3.0, "low": None, "high": None}])
-def test_a_mean_without_an_interval_is_a_point_alone(estimate):
-    assert ">3.00<" in forest_plot([ForestRow("x", estimate)], "x")
+def measure(mean, low=None, high=None):
+    return Measure(mean=mean, low=low, high=high, n=2, clusters=2, coverage=1, scored=2, due=2)
+
+
+def test_a_mean_without_an_interval_is_a_point_alone():
+    assert ">3.00<" in forest_plot([ForestRow("x", measure(3.0))], SCALE, "x")
+
+
+def test_another_scale_is_drawn_from_end_to_end():
+    svg = forest_plot([ForestRow("x", measure(7.5, 6.0, 12.0))], Scale(lowest=0, highest=10), "x")
+    assert ">0<" in svg and ">10<" in svg and ">7.50  [6.00, 12.00]<" in svg
 
 
 # Names of splits, dimensions and models that are formulas, markup, control characters, or no text at all.
 NAMES = [
     "price $$", "$\\foo$", "a_b^c{", "\\frac{", "%s %", "[/red]x", "[bold]y", ":smile:", "{{ 7 * 7 }}", "{% if %}",
-    "<b>z</b>", "&amp;", "a\nb", "nul\x00", "bell\x07", "שלום\u202e", "漢字", "👩‍👩‍👧", "", "x" * 5000, "all", 3, None,
+    "<b>z</b>", "&amp;", "a\nb", "nul\x00", "bell\x07", "שלום\u202e", "漢字", "👩‍👩‍👧", "", "x" * 5000,
+    "all", "3", "None",
 ]  # fmt: skip
 
 
@@ -145,45 +154,45 @@ def strange_items():
 
 def shown(results, items, judgments, tmp_path, capsys):
     """The report and the terminal."""
-    results["protocol"] = {"items": len(items), "prompts": len(NAMES), "judge": "[/j] $$"}
-    generations = [
-        {"model": results["main_model"], "written_for": one.item_id, "response": "R\x00", "status": "ok"}
-        for one in items
-    ]
-    write_json(tmp_path / "results.json", results)
+    main = results.main_model
+    generations = [{"model": main, "written_for": one.item_id, "response": "R\x00", "status": "ok"} for one in items]
+    write_json(tmp_path / "results.json", results.as_json())
+    assert Results.from_json(read_json(tmp_path / "results.json")) == results
     print_summary(results)
-    write_report(tmp_path / "index.html", results, items, generations, judgments, num_samples=30)
+    write_report(tmp_path / "index.html", results, collected_samples(main, items, generations, judgments, 30))
     return (tmp_path / "index.html").read_text(), capsys.readouterr().out
 
 
 def test_no_name_keeps_the_numbers_from_being_shown(tmp_path, capsys):
+    strange = protocol(judge="[/j] $$")
     models = ["[/red]m $$", "second\n{{ x }}", "without conditions"]
     judgments = [*strange_rows(models[0]), *strange_rows(models[1], ("none",))]
-    results = aggregate(judgments, [{"model": models[0], "status": "ok"}], models, models[0], 0.98)
+    results = aggregate(judgments, [{"model": models[0], "status": "ok"}], models, models[0], 0.98, strange)
     html, terminal = shown(results, strange_items(), judgments, tmp_path, capsys)
     for name in ("price $$", "$\\foo$", "[/red]x", ":smile:", "漢字", "3"):
         assert name in terminal and f">{name}<" in html, name
     assert "&lt;b&gt;z&lt;/b&gt;" in html and "<b>z</b>" not in html and "{{ 7 * 7 }}" in html
     assert "without conditions" in terminal and "without conditions" in html
     assert "\x07" not in terminal + html and "x" * 100 not in terminal
-    own = results["models"][models[0]]["own_system"]
+    plain = results.as_json()
+    own = plain["models"][models[0]]["own_system"]
     assert len(own["per_split"]) == len(NAMES)
     # The last prompt has one person: nothing is measured for a sibling there, and nothing is made up.
-    sibling = results["models"][models[0]]["sibling_system"]["per_split"][None]["overall"]
+    sibling = plain["models"][models[0]]["sibling_system"]["per_split"]["None"]["overall"]
     assert (sibling["n"], sibling["mean"], sibling["withheld"]) == (0, None, "not measured")
     assert json.loads((tmp_path / "results.json").read_text())["main_model"] == models[0]
 
 
 def test_nothing_scored_at_all_is_a_report_too(tmp_path, capsys):
     judgments = [{**row, "score": None, "status": "api_fail"} for row in strange_rows("m")]
-    results = aggregate(judgments, [], ["m"], "m", 0.98)
+    results = aggregate(judgments, [], ["m"], "m", 0.98, protocol())
     html, terminal = shown(results, strange_items(), judgments, tmp_path, capsys)
     assert "coverage 0.0 % is below 98 %" in html and "none" in terminal
-    assert results["steering_gain"]["overall"]["mean"] is None
+    assert results.main.steering_gain.overall.mean is None
 
 
 @settings(max_examples=8, deadline=None)
 @given(st.text(max_size=30))
 def test_any_label_can_be_drawn(label):
-    svg = forest_plot([ForestRow(label), ForestRow("x", {"mean": 3.0, "low": 2.0, "high": 4.0})], "x")
+    svg = forest_plot([ForestRow(label), ForestRow("x", measure(3.0, 2.0, 4.0))], SCALE, "x")
     assert ElementTree.fromstring(svg).tag.endswith("svg")

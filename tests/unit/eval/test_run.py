@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import pytest
 
 from janus_ray.errors import ConfigError, DataError
-from janus_ray.eval import generate, grade, run
+from janus_ray.eval import outcomes, run
 from janus_ray.eval import report as report_module
 from janus_ray.eval.run import evaluate
 from janus_ray.llm.fanout import EndpointClient, told_apart
@@ -21,10 +21,11 @@ from tests.loopback import chat_reply, loopback
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch):
-    def ask_all(requests, target, ledger, num_actors, label):
+    def ask_all(requests, target, ledger, num_actors, label, *, total):
         async def ask():
             client = EndpointClient(target.model_dump(mode="json"), str(ledger), target.max_concurrency)
             given = list(told_apart(requests))
+            assert len(given) == total
             answers = await client.answer([numbered for _, numbered in given])
             await client.close()
             return [(asked, outcome) for (asked, _), outcome in zip(given, answers.results, strict=True)]
@@ -32,8 +33,7 @@ def in_this_process(monkeypatch):
         return reversed(asyncio.run(ask()))
 
     monkeypatch.setattr(run, "ray_cluster", lambda *arguments, **keywords: nullcontext())
-    monkeypatch.setattr(generate, "ask_all", ask_all)
-    monkeypatch.setattr(grade, "ask_all", ask_all)
+    monkeypatch.setattr(outcomes, "ask_all", ask_all)
 
 
 def test_a_judge_that_is_cut_gets_more_room_and_what_was_cut_is_no_verdict(tmp_path):
@@ -51,7 +51,7 @@ def test_a_judge_that_is_cut_gets_more_room_and_what_was_cut_is_no_verdict(tmp_p
 
     with loopback(obedient) as policy, loopback(judge_answer) as judge:
         recipe = recipe_for(tmp_path, policy.url, judge.url, max_prompts_per_split=1)
-        results = evaluate(recipe, "fail")
+        results = evaluate(recipe, "fail").as_json()
         due = (PEOPLE + 1) * PEOPLE * 4
         assert len(judge.requests) == 2 * due + 2 * due
     assert results["status_counts"]["judgments"] == {"m": {"ok": 2 * due}}
@@ -73,7 +73,7 @@ def test_new_weights_under_the_same_name_are_refused_in_the_same_folder(tmp_path
         loopback(strict, models=models_with("judge")) as judge,
     ):
         recipe = recipe_for(tmp_path, policy.url, judge.url, judge_siblings=False)
-        first = evaluate(recipe, "fail")
+        first = evaluate(recipe, "fail").as_json()
         sent = len(policy.requests), len(judge.requests)
         evaluate(recipe, "resume")
         assert "already finished; 0 requests sent" in capsys.readouterr().out
@@ -83,7 +83,7 @@ def test_new_weights_under_the_same_name_are_refused_in_the_same_folder(tmp_path
             evaluate(recipe, "resume")
         # Back to the first weights.
         listed.body["data"][0]["weights_id"] = "first"
-        assert evaluate(recipe, "resume") == first
+        assert evaluate(recipe, "resume").as_json() == first
         assert (len(policy.requests), len(judge.requests)) == sent
     assert first["protocol"]["weights"] == {"policy m": "first", "judge": "judge"}
     assert read_manifest(tmp_path / "out")["inputs"]["policy m"]["revision"] == "first"
@@ -92,7 +92,7 @@ def test_new_weights_under_the_same_name_are_refused_in_the_same_folder(tmp_path
 def test_unknown_weights_are_said_and_never_taken_for_unchanged(tmp_path, capsys):
     with loopback(obedient) as policy, loopback(strict, models=models_with("judge")) as judge:
         recipe = recipe_for(tmp_path, policy.url, judge.url, judge_siblings=False)
-        results = evaluate(recipe, "fail")
+        results = evaluate(recipe, "fail").as_json()
         sent = len(policy.requests), len(judge.requests)
         evaluate(recipe, "resume")
         assert (len(policy.requests), len(judge.requests)) == sent
@@ -105,10 +105,18 @@ def test_unknown_weights_are_said_and_never_taken_for_unchanged(tmp_path, capsys
 def test_a_resume_gives_the_same_numbers_also_where_a_judge_answers_equal_requests_differently(tmp_path):
     with loopback(obedient) as policy, loopback(lambda n, body: chat_reply(f"[RESULT] {1 + n % 5}")) as judge:
         recipe = recipe_for(tmp_path, policy.url, judge.url, judge_siblings=False)
-        first = evaluate(recipe, "fail")
+        first = evaluate(recipe, "fail").as_json()
         sent = len(judge.requests)
-        assert evaluate(recipe, "resume") == first
+        rows = [(tmp_path / "out" / name).read_bytes() for name in ("generations.jsonl", "judgments.jsonl")]
+        assert evaluate(recipe, "resume").as_json() == first
         assert len(judge.requests) == sent
+    assert rows == [(tmp_path / "out" / name).read_bytes() for name in ("generations.jsonl", "judgments.jsonl")]
+    # In the bench's order, whatever that of the answers.
+    asked = [(row["prompt"], row["system"]) for row in read_jsonl(tmp_path / "bench.jsonl")]
+    generations = read_jsonl(tmp_path / "out" / "generations.jsonl")
+    assert [(row["prompt"], row["system"]) for row in generations if row["system"]] == asked
+    judgments = read_jsonl(tmp_path / "out" / "judgments.jsonl")
+    assert [row["rubric"] for row in judgments] == [0, 1, 2, 3] * (len(judgments) // 4)
 
 
 def test_a_report_that_fails_costs_no_number_and_no_request(tmp_path, monkeypatch, capsys):

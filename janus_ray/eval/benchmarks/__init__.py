@@ -1,0 +1,1 @@
+"""Benchmarks: what is asked, what of, and how an answer becomes a score. Pure; the steps around them do the asking."""
