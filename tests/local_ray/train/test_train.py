@@ -169,9 +169,9 @@ def test_a_run_that_gave_up_is_resumed_by_its_recipe(recipe_for, inputs, tmp_pat
     with pytest.raises(ConfigError, match="another recipe"):
         train(recipe_for(moved, epochs=1), "resume")
     (moved / "manifest.json").unlink()
-    (moved / "documents" / "inputs.json").write_text('{"collection": "other"}')
+    write_collection(elsewhere, 61)
     with pytest.raises(ConfigError, match="was made from other inputs"):
-        train(recipe_for(moved, epochs=2), "resume")
+        train(recipe_for(moved, epochs=2, collection=str(elsewhere)), "resume")
 
 
 def test_what_can_be_refused_is_refused_before_ray_and_the_folder(recipe_for, inputs, tmp_path, monkeypatch):
