@@ -10,12 +10,11 @@ Shape legend: B batch (always 1), H query heads, K key heads, T tokens, L tokens
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from janus_ray.errors import CheckpointError
-
-if TYPE_CHECKING:
-    import torch
 
 IMPLEMENTATION = "janus_documents"
 
@@ -140,8 +139,6 @@ def _one_document(
     softcap: float | None,
 ) -> torch.Tensor:
     """[B, H, L, D] for one document on a CPU."""
-    import torch
-
     length = query_BHLD.shape[2]
     if softcap is None and (sliding_window is None or sliding_window >= length):
         return torch.nn.functional.scaled_dot_product_attention(
@@ -163,8 +160,6 @@ def _one_document(
 
 
 def _concatenated(outputs: list[torch.Tensor]) -> torch.Tensor:
-    import torch
-
     return torch.cat(outputs, dim=2).transpose(1, 2)
 
 

@@ -20,12 +20,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 import xxhash
+from safetensors import SafetensorError
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from upath import UPath
 
 from janus_ray.errors import CheckpointError, DataError, JanusError
 from janus_ray.store.files import Found, delete_files, files_below, read_json, write_json
 from janus_ray.store.location import is_local, location, os_reason, storage_errors
+from janus_ray.train.checkpoint_storage import CheckpointReader, CheckpointWriter
 
 if TYPE_CHECKING:
     import torch
@@ -52,8 +59,6 @@ class Checkpoints:
             folder: the run's folder, which all ranks see.
             keep: how many checkpoints stay, the newest included.
         """
-        import torch.distributed as dist
-
         self._folder, self._keep = location(folder), keep
         # Of its own, so that what the thread says to the other ranks does not mix with what training says to them.
         self._group = dist.new_group(backend="gloo")
@@ -74,9 +79,6 @@ class Checkpoints:
         Raises:
             CheckpointError: the one before could not be written; the older ones stay.
         """
-        from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
-        from torch.distributed.checkpoint.state_dict import get_state_dict
-
         self.wait()
         weights, optimizer_state = get_state_dict(model, optimizer)
         stager = DefaultStager(StagingOptions(False, False, False, False))
@@ -103,11 +105,6 @@ class Checkpoints:
             self.wait()
 
     def _write(self, state: dict[str, Any], progress: dict[str, Any]) -> None:
-        import torch.distributed as dist
-        import torch.distributed.checkpoint as dcp
-
-        from janus_ray.train.checkpoint_storage import CheckpointWriter
-
         began = time.monotonic()
         target = self._folder / CHECKPOINTS / f"{_PREFIX}{progress['step']:08d}"
         writer = CheckpointWriter(target / self._start)
@@ -129,8 +126,6 @@ class Checkpoints:
         Raises:
             DataError: it could not be written.
         """
-        import torch.distributed as dist
-
         outcome: list[str | None] = [None]
         if dist.get_rank() == 0:
             try:
@@ -157,12 +152,6 @@ def load_checkpoint(
     Raises:
         CheckpointError: the checkpoint belongs to other data, another template or another model.
     """
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.api import CheckpointException
-    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-
-    from janus_ray.train.checkpoint_storage import CheckpointReader
-
     checkpoint = location(checkpoint)
     record = read_json(checkpoint / _RECORD)
     progress = record["progress"]
@@ -218,9 +207,6 @@ def named_when_not_written(target: Path | UPath) -> Generator[None]:
     Raises:
         CheckpointError: the block could not write.
     """
-    from safetensors import SafetensorError
-    from torch.distributed.checkpoint.api import CheckpointException
-
     try:
         yield
     except (*storage_errors(), DataError, RuntimeError, SafetensorError, CheckpointException) as error:
@@ -341,8 +327,6 @@ def _remove(target: UPath, files: Mapping[str, Found]) -> None:
 
 def _why_not_written(error: BaseException, target: Path | UPath) -> str | None:
     """What a storage said, in a line; None where the error is of another kind."""
-    from safetensors import SafetensorError
-
     if isinstance(error, ConnectionError) and is_local(location(target)):
         return None
     if isinstance(error, OSError) and error.strerror and is_local(location(target)):

@@ -22,6 +22,7 @@ from janus_ray.store.shards import Index, ShardEntry, id_type, write_shard
 from janus_ray.text import one_line
 
 _SHOWN_CHARACTERS = 60
+_LONGEST_PART = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,10 +149,15 @@ def audit_documents(ids: np.ndarray, mask: np.ndarray, lengths: np.ndarray, enco
 
 
 def in_words(ids: np.ndarray, mask: np.ndarray, encoder: ChatEncoder) -> str:
-    """A document decoded, its parts with loss apart."""
-    decode, shown = encoder.tokenizer.decode, []
+    """A document decoded, its parts with loss apart, each with its middle left out where it is long."""
+
+    def decode(part: np.ndarray) -> str:
+        text = str(encoder.tokenizer.decode(part.tolist()))
+        return text if len(text) <= _LONGEST_PART else f"{text[: _LONGEST_PART // 2]} ... {text[-_LONGEST_PART // 2 :]}"
+
+    shown = []
     stretches = loss_stretches(mask.tolist())
     # What is behind the last stretch carries nothing, and the audit has seen that nothing is there.
     for (_, before), (begin, end) in pairwise([(0, 0), *stretches]):
-        shown.append(f"{decode(ids[before:begin].tolist())!r} + loss on {decode(ids[begin:end].tolist())!r}")
+        shown.append(f"{decode(ids[before:begin])!r} + loss on {decode(ids[begin:end])!r}")
     return " + ".join(shown)

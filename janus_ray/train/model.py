@@ -11,6 +11,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from upath import UPath
 
 from janus_ray.chat import ChatEncoder, use_template
@@ -25,7 +29,6 @@ from janus_ray.train.recipe import TrainRecipe
 from janus_ray.train.weights import check_weights, quiet_transformers, read_weights
 
 if TYPE_CHECKING:
-    import torch
     from torch.distributed.device_mesh import DeviceMesh
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -77,7 +80,6 @@ def skeleton(base_model: str, config: PretrainedConfig, attention: str = IMPLEME
     Raises:
         CheckpointError: transformers cannot build a model of this configuration.
     """
-    import torch
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
@@ -108,11 +110,6 @@ def build_sharded(recipe: TrainRecipe, mesh: DeviceMesh, device: torch.device) -
 
     Only rank 0 reads the weights; the others receive their shards. Master weights are FP32.
     """
-    import torch
-    import torch.distributed as dist
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
     model = skeleton(recipe.base_model, load_config(recipe))
     if recipe.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -134,8 +131,6 @@ def build_sharded(recipe: TrainRecipe, mesh: DeviceMesh, device: torch.device) -
 
 def materialise(model: PreTrainedModel, device: torch.device) -> None:
     """Gives the parameters memory, not yet filled, and moves the buffers to the device."""
-    import torch
-
     assert not any(buffer.is_meta for buffer in model.buffers()), "nothing would fill such a buffer"
     model._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device))
     # Each module was given a tensor of its own.
@@ -147,10 +142,6 @@ def export(model: PreTrainedModel, recipe: TrainRecipe, folder: Path | UPath) ->
 
     All ranks must call it; rank 0 writes, beside the target first.
     """
-    import torch
-    import torch.distributed as dist
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights: dict[str, Any] = get_model_state_dict(model, options=options)
     if dist.get_rank() != 0:

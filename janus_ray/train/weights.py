@@ -6,6 +6,7 @@ loader is therefore asked beforehand what it would do, with the shapes in the fi
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Collection, Generator
@@ -13,11 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from janus_ray.errors import CheckpointError
 from janus_ray.train.families import NONSENSE, in_one_line
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
 _FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -69,7 +71,6 @@ def read_weights(base_model: str, config: PretrainedConfig) -> dict[str, torch.T
     Raises:
         CheckpointError: they cannot be read, or are no longer what `check_weights` saw.
     """
-    import torch
     from transformers import AutoModelForCausalLM
 
     try:
@@ -103,10 +104,6 @@ def quiet_transformers() -> Generator[None]:
 
 def _judged(base_model: str, skeleton: PreTrainedModel, shapes: dict[str, list[int]]) -> dict[str, Any]:
     """What transformers would say of weights with these names and shapes, after its own renaming and tying."""
-    import copy
-
-    import torch
-
     weights = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     try:
         with quiet_transformers():
@@ -166,7 +163,6 @@ def _files(base_model: str) -> list[Path]:
 
 
 def _equal(base_model: str, name: str, other: str) -> bool:
-    import torch
     from safetensors import safe_open
 
     found = []
