@@ -24,7 +24,7 @@ import psutil
 from janus_ray.env import set_quiet_defaults
 
 REPOSITORY = Path(__file__).parents[2]
-_START_S = 120.0
+_START_S = 180.0
 _END_S = 20.0
 _POLL_S = 0.5
 _SHOWN = 2000
@@ -112,26 +112,28 @@ class LocalCluster:
         self.head = self._start([*head, *dashboard])
         wait_for("the head node", self.alive, _START_S)
         for _ in range(workers):
-            self.add_worker(wait=False)
-        self.wait_for_workers()
+            self.add_worker()
 
-    def add_worker(self, *, wait: bool = True) -> Node:
+    def add_worker(self, *, wait: bool = True) -> None:
         """Starts one more worker node."""
-        node = self._start([f"--address={self.address}", f"--num-cpus={self._cpus}"])
-        self.workers.append(node)
+        self.workers.append(self._start([f"--address={self.address}", f"--num-cpus={self._cpus}"]))
         if wait:
             self.wait_for_workers()
-        return node
 
     def wait_for_workers(self) -> None:
         """Waits until every worker that was started is part of the cluster."""
 
-        def ids() -> dict[str, str] | None:
+        def all_there() -> dict[str, str] | None:
             found = self.alive()
+            for node in [node for node in self.workers if node.process.poll() is not None]:
+                # Ray gives a node 30 s to start, which a busy machine may not keep.
+                print(f"  the node at {node.address} did not start; another one takes its place", flush=True)
+                self.workers.remove(node)
+                self.add_worker(wait=False)
             return found if all(node.address in found for node in self.workers) else None
 
         try:
-            found = wait_for("the worker nodes", ids, _START_S)
+            found = wait_for("the worker nodes", all_there, _START_S)
         except AssertionError:
             for log in sorted(self.folder.glob("node-*.log")):
                 print(f"--- {log.name}\n{log.read_text(errors='replace')[-_SHOWN:]}")
