@@ -73,6 +73,11 @@ def _checkpoint_to_go_on_from(folder: UPath) -> UPath | None:
     return checkpoint
 
 
+def _scaling(api: Any, recipe: TrainRecipe) -> Any:
+    resources = {"CPU": recipe.cpus_per_worker(), **({"GPU": 1} if recipe.use_gpu else {})}
+    return api.ScalingConfig(num_workers=recipe.num_workers, use_gpu=recipe.use_gpu, resources_per_worker=resources)
+
+
 def _start_workers(
     recipe: TrainRecipe,
     folder: UPath,
@@ -94,7 +99,7 @@ def _start_workers(
                 "checkpoint": str(checkpoint) if checkpoint else None,
                 "reports": reports,
             },
-            scaling_config=api.ScalingConfig(num_workers=recipe.num_workers, use_gpu=recipe.use_gpu),
+            scaling_config=_scaling(api, recipe),
             torch_config=torch_api.TorchConfig(backend="cpu:gloo,cuda:nccl" if recipe.use_gpu else "gloo"),
             run_config=api.RunConfig(
                 # Ray keeps a marker there and nothing else.

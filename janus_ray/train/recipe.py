@@ -66,7 +66,7 @@ class TrainRecipe(Recipe):
     use_gpu: bool = Field(default=False, json_schema_extra=OPERATIONAL)
     """One GPU per worker with NCCL; otherwise CPUs with gloo."""
     threads_per_worker: int = Field(default=1, ge=1, json_schema_extra=OPERATIONAL)
-    """Threads of a CPU worker's arithmetic."""
+    """Threads of a CPU worker's arithmetic, for each of which it reserves one of the cluster's CPUs."""
     max_failures: int = Field(default=2, ge=0, json_schema_extra=OPERATIONAL)
     """How often the workers are started again from the last checkpoint after one of them died."""
     checkpoint_every_steps: int = Field(default=200, ge=1, json_schema_extra=OPERATIONAL)
@@ -81,6 +81,10 @@ class TrainRecipe(Recipe):
     """Seed of the order of the data."""
     ray: RayConfig = Field(default=RayConfig(), json_schema_extra=OPERATIONAL)
     """The Ray cluster."""
+
+    def cpus_per_worker(self) -> int:
+        """Logical CPUs that one worker reserves; the arithmetic of a worker with a GPU is not theirs."""
+        return 1 if self.use_gpu else self.threads_per_worker
 
     @model_validator(mode="after")
     def _the_gpu_kernel_takes_bf16(self) -> Self:

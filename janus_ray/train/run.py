@@ -49,7 +49,8 @@ def train(recipe: TrainRecipe, if_exists: IfExists) -> dict[str, Any]:
     folder.check_inputs(inputs, whole=True)
     gpus = recipe.num_workers if recipe.use_gpu else 0
     purpose = f"train with {recipe.num_workers} workers"
-    with ray_cluster(recipe.ray, recipe.num_workers + 1, purpose, needed_gpus=gpus):
+    cpus = recipe.num_workers * recipe.cpus_per_worker() + 1
+    with ray_cluster(recipe.ray, cpus, purpose, needed_gpus=gpus):
         folder.begin(inputs)
         elsewhere = recipe.model_copy(update={"base_model": reference_anywhere(recipe.base_model)})
         if collection is not None:
