@@ -23,10 +23,10 @@ endif
 # One process for each core: unit tests share nothing.
 # Apart from those with Ray, whose threads live on in the process.
 UNIT = $(BIN)/python -m pytest tests/unit --numprocesses auto
-.PHONY: help setup demo test test-real unit check bench lock clean
+.PHONY: help setup demo test test-real cluster-test unit check bench lock clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 setup:  ## install the locked environment into .venv (quick when nothing changed)
 ifneq ($(STALE),)
@@ -52,6 +52,9 @@ test: setup  ## every test that needs neither a GPU nor a pre-trained model
 
 test-real: setup  ## fine-tune, serve and question a real pre-trained model of 135 M parameters
 	@$(BIN)/python -m pytest tests/real
+
+cluster-test: setup  ## the jobs on a local cluster of three nodes, one of which dies in each stage (under 10 minutes)
+	@$(BIN)/python -m tests.cluster --json benchmarks/results/cluster.json --pictures docs/pictures
 
 unit: setup  ## the tests without Ray (under a minute)
 	@$(UNIT)

@@ -217,19 +217,27 @@ def _announce(recipe: ServeRecipe, found: list[Entrance], began: float) -> None:
 
 def _say_what_changes(recipe: ServeRecipe, stop: threading.Event) -> None:
     """Prints how many replicas each model has whenever that changes, until the event is set."""
-    said = running_replicas(recipe)
+    from ray.exceptions import RayError
+
+    known = running_replicas(recipe)
     while not stop.wait(_WATCH_S):
-        now = running_replicas(recipe)
-        for model in recipe.models:
-            before, up = said.get(model.model_id, 0), now.get(model.model_id, 0)
-            if before != up:
-                print(
-                    f"serve: model {model.model_id}: {up} of {before} replicas up"
-                    if up < before
-                    else f"serve: model {model.model_id}: {up} replicas up",
-                    flush=True,
-                )
-        said = now
+        try:
+            found = running_replicas(recipe)
+        except RayError:
+            # Serve's controller is being started again; it says more in a moment.
+            continue
+        for line in replica_news(known, found):
+            print(line, flush=True)
+        known = found
+
+
+def replica_news(before: dict[str, int], now: dict[str, int]) -> list[str]:
+    """What to say when the number of running replicas of some models has changed."""
+    return [
+        f"serve: model {model_id}: {now.get(model_id, 0)} replicas up, {number} before"
+        for model_id, number in before.items()
+        if now.get(model_id, 0) != number
+    ]
 
 
 def running_replicas(recipe: ServeRecipe) -> dict[str, int]:
@@ -240,11 +248,8 @@ def running_replicas(recipe: ServeRecipe) -> dict[str, int]:
 
     application = serve.status().applications.get(APP_NAME)
     found = application.deployments if application else {}
-    return {
-        model.model_id: found[model.deployment_name].replica_states.get("RUNNING", 0)
-        for model in recipe.models
-        if model.deployment_name in found
-    }
+    states = {name: deployment.replica_states for name, deployment in found.items()}
+    return {model.model_id: states.get(model.deployment_name, {}).get("RUNNING", 0) for model in recipe.models}
 
 
 def drain(recipe: ServeRecipe, hurry: threading.Event | None = None) -> None:

@@ -15,7 +15,9 @@ import signal
 import sys
 import tempfile
 import time
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from janus_ray.miniature.server import JUDGE, TEACHER
 from tests.cluster.nodes import LocalCluster
@@ -25,8 +27,7 @@ from tests.loopback import loopback
 
 CPUS_PER_WORKER = 4
 NAMES = ("collect", "train", "serve", "evaluate")
-_COLUMNS = ("stage", "recovered", "nodes", "requests", "requests_sent_twice", "requests_failed")
-_MORE = ("rows", "rows_lost", "steps", "steps_lost", "seconds_lost")
+_COUNTS = ("requests", "requests_sent_twice", "requests_failed", "rows", "rows_lost", "steps", "steps_lost")
 
 
 def main() -> int:
@@ -35,7 +36,7 @@ def main() -> int:
     parser.add_argument(
         "stages", nargs="*", default=[], metavar="STAGE", help=f"of {', '.join(NAMES)}; all if none is named"
     )
-    parser.add_argument("--json", type=Path, default=None, help="where the numbers go")
+    parser.add_argument("--json", type=Path, default=None, help="the numbers of each try are added to this file")
     parser.add_argument("--pictures", type=Path, default=None, help="folder for pictures of the dashboard")
     parser.add_argument(
         "--inputs", type=Path, default=None, help="folder of an earlier run, for a stage without its predecessors"
@@ -51,10 +52,14 @@ def main() -> int:
         shutil.copytree(arguments.inputs, folder, dirs_exist_ok=True)
     began = time.monotonic()
     outcomes = run(arguments.stages or list(NAMES), folder, arguments.pictures)
-    print_table(outcomes)
+    rows = [{"date": f"{datetime.now(UTC):%Y-%m-%d}", **outcome.as_row()} for outcome in outcomes]
+    print_tries(rows)
     print(f"{time.monotonic() - began:.0f} s in all; files of the run: {folder}")
     if arguments.json:
-        arguments.json.write_text(json.dumps([outcome.as_row() for outcome in outcomes], indent=2) + "\n")
+        earlier = json.loads(arguments.json.read_text()) if arguments.json.is_file() else []
+        arguments.json.write_text(json.dumps([*earlier, *rows], indent=2) + "\n")
+        print(f"\nAll tries in {arguments.json}:")
+        print_sums([*earlier, *rows])
     return 0 if all(outcome.recovered and not outcome.rows_lost for outcome in outcomes) else 1
 
 
@@ -94,16 +99,31 @@ def _outcome(stages: Stages, name: str) -> Outcome:
     return outcome
 
 
-def print_table(outcomes: list[Outcome]) -> None:
+def print_tries(rows: list[dict[str, Any]]) -> None:
     """What each death cost."""
-    columns = (*_COLUMNS, *_MORE)
-    print("\n" + "  ".join(column.replace("_", " ") for column in columns))
-    for outcome in outcomes:
-        row = outcome.as_row()
-        print("  ".join(f"{row[column]!s:>{len(column)}}" for column in columns))
-    for outcome in outcomes:
-        for line in filter(None, [outcome.said, *outcome.notes]):
-            print(f"{outcome.stage}: {line}")
+    _print_table(rows, ("stage", "recovered", *_COUNTS, "seconds_lost"))
+    for row in rows:
+        for line in filter(None, [row["said"], *row["notes"]]):
+            print(f"{row['stage']}: {line}")
+
+
+def print_sums(rows: list[dict[str, Any]]) -> None:
+    """The same over every try, for each stage: the figures of the README."""
+    sums = []
+    for name in NAMES:
+        of_stage = [row for row in rows if row["stage"] == name and row["nodes"]]
+        if of_stage:
+            counts = {column: sum(row[column] for row in of_stage) for column in _COUNTS}
+            recovered = sum(row["recovered"] for row in of_stage)
+            sums.append({"stage": name, "tried": len(of_stage), "recovered": recovered, **counts})
+    _print_table(sums, ("stage", "tried", "recovered", *_COUNTS))
+
+
+def _print_table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
+    heads = {column: column.replace("_", " ") for column in columns}
+    print("\n" + "  ".join(f"{heads[column]:>9}" for column in columns))
+    for row in rows:
+        print("  ".join(f"{row[column]!s:>{max(9, len(heads[column]))}}" for column in columns))
 
 
 def _say(line: str) -> None:

@@ -314,7 +314,7 @@ class Stages:
             for caller in callers:
                 caller.join(60)
         assert self.server
-        outcome.said = self.server.said("replicas up")
+        outcome.said = self.server.said("replicas up, ")
         counts = Counter(statuses)
         outcome.requests = len(statuses)
         outcome.requests_failed = len(statuses) - counts["200"]

@@ -12,7 +12,7 @@ from janus_ray.errors import CheckpointError, ConfigError
 from janus_ray.serve import launch
 from janus_ray.serve.causes import cause, engine_cause
 from janus_ray.serve.ingress import base_url, healthy
-from janus_ray.serve.launch import check_before_start
+from janus_ray.serve.launch import check_before_start, replica_news
 from janus_ray.serve.recipe import ServeRecipe
 from tests.loopback import Reply, loopback
 
@@ -146,3 +146,12 @@ def test_the_job_refuses_in_one_line(run_job_process, tmp_path):
     assert finished.stderr.startswith(f"error: model {tmp_path}/absent: no such folder")
     assert finished.stderr.count("\n") == 1
     assert finished.stdout == ""
+
+
+def test_a_replica_that_goes_or_comes_is_one_line():
+    assert replica_news({"a": 2, "b": 1}, {"a": 2, "b": 1}) == []
+    assert replica_news({"a": 2, "b": 1}, {"a": 1, "b": 1}) == ["serve: model a: 1 replicas up, 2 before"]
+    assert replica_news({"a": 1, "b": 1}, {"b": 3}) == [
+        "serve: model a: 0 replicas up, 1 before",
+        "serve: model b: 3 replicas up, 1 before",
+    ]
