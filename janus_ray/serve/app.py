@@ -40,11 +40,20 @@ def build(args: dict[str, Any]) -> Application:
     Raises:
         ConfigError: the values are not a valid `ServeRecipe`.
     """
-    recipe = validate(ServeRecipe, dict(args), "serve application arguments")
+    return application(validate(ServeRecipe, dict(args), "serve application arguments"))
+
+
+def application(recipe: ServeRecipe, owner: str = "") -> Application:
+    """The application of a recipe.
+
+    Args:
+        recipe: what to serve.
+        owner: what the job that deploys it knows it by; see `Gateway.owner`.
+    """
     from janus_ray.serve.engine import model_deployment
 
     models = {model.model_id: model_deployment(model, recipe) for model in recipe.models}
-    return Gateway.options(num_replicas=recipe.gateway_replicas).bind(resolved(recipe), models)
+    return Gateway.options(num_replicas=recipe.gateway_replicas).bind(resolved(recipe), models, owner)
 
 
 class ModelHandle:
@@ -81,8 +90,9 @@ class ModelHandle:
 class Gateway:
     """The deployment that answers HTTP."""
 
-    def __init__(self, recipe: dict[str, Any], handles: dict[str, DeploymentHandle]) -> None:
-        """Takes the resolved recipe and one handle for each model id."""
+    def __init__(self, recipe: dict[str, Any], handles: dict[str, DeploymentHandle], owner: str = "") -> None:
+        """Takes the resolved recipe, one handle for each model id, and who deployed it."""
+        self._owner = owner
         self._recipe = ServeRecipe.model_validate(recipe)
         self._handles = handles
         self._backends: dict[str, Backend] = {name: ModelHandle(handle) for name, handle in handles.items()}
@@ -97,10 +107,19 @@ class Gateway:
         self._watching = [asyncio.create_task(task) for task in (*starting, self._watch())]
         return self._api.app()
 
-    async def drain(self) -> int:
-        """Refuses new chat requests from now on; returns how many are still being answered."""
+    async def drain(self, owner: str) -> int | None:
+        """Refuses new chat requests from now on; returns how many are still being answered.
+
+        None, and nothing is refused, where another job has deployed its own application in the place of the owner's.
+        """
+        if owner != self._owner:
+            return None
         self._readiness.stopping = True
         return self._api.answering
+
+    async def owner(self) -> str:
+        """Who deployed this application; empty where that was no job."""
+        return self._owner
 
     async def _wait_for(self, model_id: str) -> None:
         """Marks a model as ready once it has answered; this also sets up the path from here to its replica."""

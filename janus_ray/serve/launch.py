@@ -8,11 +8,12 @@ import os
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any
 
 from janus_ray.cluster import ray_cluster
-from janus_ray.config import resolved
 from janus_ray.env import log_level, ray_address
 from janus_ray.errors import ConfigError
 from janus_ray.model_folder import check_model_folder
@@ -30,6 +31,8 @@ _DRAIN_POLL_S = 0.2
 _DRAIN_ATTEMPTS = 10
 _WATCH_S = 5.0
 _FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
+# Tells this job's application from that of another job on the same cluster.
+_OWNER = uuid.uuid4().hex
 
 
 def serve_until_stopped(recipe: ServeRecipe) -> None:
@@ -80,20 +83,19 @@ def deployed(recipe: ServeRecipe, stop: threading.Event, began: float) -> Genera
     Raises:
         ConfigError: a model does not start; with the cause.
     """
-    since_s = None
+    # From here on an application runs that was not there before, or not like this.
+    _start(recipe)
     try:
-        _start(recipe)
-        since_s = _deployed_at()
         found = _wait_until_ready(recipe, stop, began)
         if found:
             _announce(recipe, found, began)
         yield found[0].url if found else base_url(recipe.host, recipe.port)
         # A second signal ends the wait.
-        if found and _deployed_at() == since_s:
+        if found:
             with _signals_set(threading.Event()) as hurry:
                 drain(recipe, hurry)
     finally:
-        _end(since_s)
+        _end()
 
 
 def check_before_start(recipe: ServeRecipe) -> None:
@@ -132,7 +134,7 @@ def _start(recipe: ServeRecipe) -> None:
     from ray import serve
     from ray.serve.schema import LoggingConfig
 
-    from janus_ray.serve.app import APP_NAME, build
+    from janus_ray.serve.app import APP_NAME, application
 
     _quiet()
     if ray_address():
@@ -144,9 +146,9 @@ def _start(recipe: ServeRecipe) -> None:
     )
     if ray_address() and APP_NAME in serve.status().applications:
         print(f"serve: takes the place of the application {APP_NAME!r} that runs on this cluster", flush=True)
-    application = build(resolved(recipe))
+    ours = application(recipe, _OWNER)
     _quiet()
-    target = serve.RunTarget(application, name=APP_NAME, logging_config=LoggingConfig(enable_access_log=False))
+    target = serve.RunTarget(ours, name=APP_NAME, logging_config=LoggingConfig(enable_access_log=False))
     serve.run_many([target], wait_for_applications_running=False)
 
 
@@ -272,6 +274,11 @@ def drain(recipe: ServeRecipe, hurry: threading.Event | None = None) -> None:
 
 def _answering() -> int:
     """Tells every gateway to take no more, and returns how many requests are still being answered."""
+    return sum(answering or 0 for answering in _ask_gateways("drain", _OWNER))
+
+
+def _ask_gateways(method: str, *arguments: str) -> list[Any]:
+    """What every gateway answers; nothing where none is up."""
     from ray import serve
     from ray.exceptions import RayError
     from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
@@ -281,40 +288,30 @@ def _answering() -> int:
     application = serve.status().applications.get(APP_NAME)
     gateway = application.deployments.get(GATEWAY_NAME) if application else None
     if gateway is None or not gateway.replica_states.get("RUNNING"):
-        return 0
+        return []
     gateways = serve.get_deployment_handle(GATEWAY_NAME, APP_NAME)
     for _ in range(_DRAIN_ATTEMPTS):
         try:
-            return sum(gateways.broadcast("drain").results(timeout_s=_DRAIN_CALL_S))
+            return list(gateways.broadcast(method, *arguments).results(timeout_s=_DRAIN_CALL_S))
         # A handle knows its replicas a moment after it was made.
         except DeploymentUnavailableError:
             time.sleep(_DRAIN_POLL_S)
         except (RayError, RayServeException, TimeoutError):
             break
-    return 0
+    return []
 
 
-def _end(since_s: float | None) -> None:
+def _end() -> None:
     """Takes our application down on a cluster that stays up; a cluster of our own ends with everything on it.
 
     Not the one of another job, which has taken our place since.
     """
-    if ray_address() and since_s is not None and _deployed_at() == since_s:
+    if ray_address() and all(owner == _OWNER for owner in _ask_gateways("owner")):
         from ray import serve
 
         from janus_ray.serve.app import APP_NAME
 
         serve.delete(APP_NAME)
-
-
-def _deployed_at() -> float | None:
-    """When the application that runs now was deployed; None where none does."""
-    from ray import serve
-
-    from janus_ray.serve.app import APP_NAME
-
-    application = serve.status().applications.get(APP_NAME)
-    return application.last_deployed_time_s if application else None
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
