@@ -262,6 +262,8 @@ class Stages:
                 "port": self.port,
                 "host": "127.0.0.2",
                 "max_tokens": 256,
+                # With one, the death of its node would be an outage.
+                "gateway_replicas": 2,
                 "start_timeout_s": _SERVE_S,
                 "models": [
                     {
