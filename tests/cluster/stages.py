@@ -152,14 +152,21 @@ class Stages:
 
     def _kill_one(self, outcome: Outcome, job: Job, actors: Callable[[], dict[str, list[int]]]) -> float:
         """Waits until the stage's actors are on two nodes, kills one of them, and starts another node in its place."""
-        held = wait_for(
-            f"{outcome.stage} on two nodes", lambda: (found := actors()) if len(actors()) >= 2 else None, 120
-        )
+        held: dict[str, list[int]] = {}
+
+        def on_two() -> bool:
+            held.clear()
+            held.update(actors())
+            return len(held) >= 2
+
+        try:
+            self._wait_while(job, "processes on two nodes", on_two)
+        except AssertionError as error:
+            raise AssertionError(f"{error} (found {held}, {self.cluster.trouble!r})") from None
         outcome.nodes = len(held)
         victim = sorted(held)[0]
-        print(
-            f"  killing node {victim[:8]}, which runs {len(held[victim])} of {sum(map(len, held.values()))} processes"
-        )
+        of = sum(map(len, held.values()))
+        print(f"  killing node {victim[:8]}, which runs {len(held[victim])} of {of} processes", flush=True)
         self.cluster.kill(victim)
         killed = time.monotonic()
         self.cluster.add_worker(wait=False)
@@ -195,9 +202,7 @@ class Stages:
         before = len(self.endpoint.requests)
         job = Job(self.cluster, "collect", recipe)
         try:
-            wait_for(
-                "requests", lambda: len(self.endpoint.requests) - before > expected // 4 or job.process.poll(), 120
-            )
+            self._wait_while(job, "requests", lambda: len(self.endpoint.requests) - before > expected // 6)
             self._kill_one(outcome, job, self._clients)
             self._ran(outcome, job)
         finally:
@@ -296,9 +301,8 @@ class Stages:
         self.start_server()
         statuses: list[str] = []
         stop = threading.Event()
-        callers = [
-            threading.Thread(target=_call, args=[self.url, statuses, stop, seed], daemon=True) for seed in range(6)
-        ]
+        arguments = [(self.url, statuses, stop, seed) for seed in range(_CALLERS)]
+        callers = [threading.Thread(target=_call, args=each, daemon=True) for each in arguments]
         for caller in callers:
             caller.start()
         try:
@@ -306,7 +310,7 @@ class Stages:
             assert self.server
             killed = self._kill_one(outcome, self.server, self._replicas)
             at_kill = len(statuses)
-            wait_for("another replica", lambda: sum(map(len, self._replicas().values())) >= 2, _SERVE_S)
+            wait_for("another replica", self._two_live, _SERVE_S)
             outcome.seconds_lost = round(time.monotonic() - killed, 1)
             after = len(statuses)
             wait_for("answers after that", lambda: statuses[after:].count("200") > 12, 120)
@@ -324,9 +328,25 @@ class Stages:
         outcome.notes.append(f"all: {dict(counts)}; from the kill to the new replica: {dict(between)}")
         return outcome
 
+    def _two_live(self) -> bool:
+        """Whether two replicas can answer on nodes that live."""
+        # The cluster learns of a node's death some seconds after it, so the addresses of ours decide.
+        ours = {node.address for node in self.cluster.workers}
+        alive = {node_id for address, node_id in self.cluster.alive().items() if address in ours}
+        return sum(len(pids) for node_id, pids in self._replicas().items() if node_id in alive) >= 2
+
     def _replicas(self) -> dict[str, list[int]]:
-        """The replicas of the model, by node."""
-        return self.cluster.actors(f"ServeReplica:janus:model:{MODEL}")
+        """The replicas of the model that can answer, by node."""
+        try:
+            details = httpx.get(f"{self.cluster.dashboard}/api/serve/applications/", timeout=10).json()
+            replicas = details["applications"]["janus"]["deployments"][f"model:{MODEL}"]["replicas"]
+        except (httpx.HTTPError, ValueError, KeyError):
+            return {}
+        found: dict[str, list[int]] = {}
+        for replica in replicas:
+            if replica["state"] == "RUNNING":
+                found.setdefault(replica["node_id"], []).append(replica["pid"])
+        return found
 
     def evaluate(self) -> Outcome:
         """Evaluates the served model; the node that dies runs a client, and perhaps a replica."""
@@ -378,20 +398,18 @@ def _steps(lines: list[str]) -> list[int]:
 
 
 def _call(url: str, statuses: list[str], stop: threading.Event, seed: int) -> None:
-    """One caller after another answer, until told to stop; what became of each request."""
+    """One request after another until told to stop, none of them tried again; what became of each."""
+    message = {"role": "user", "content": f"How do I make bread? {seed}"}
+    body = {"model": MODEL, "messages": [message], "max_tokens": 64, "ignore_eos": True}
     with httpx.Client(timeout=120) as client:
         while not stop.is_set():
-            body = {"model": MODEL, "messages": [{"role": "user", "content": f"How do I make bread? {seed}"}]}
             try:
-                answer = client.post(f"{url}/v1/chat/completions", json={**body, "max_tokens": 64, "ignore_eos": True})
-                wait_s = answer.headers.get("retry-after")
-                statuses.append(
-                    str(answer.status_code)
-                    if answer.status_code == 200
-                    else f"{answer.status_code} retry-after {wait_s}"
-                )
-                if wait_s:
-                    stop.wait(min(float(wait_s), 2.0))
+                answer = client.post(f"{url}/v1/chat/completions", json=body)
             except httpx.HTTPError as error:
                 statuses.append(type(error).__name__)
                 stop.wait(_PATIENCE_S)
+                continue
+            wait_s = answer.headers.get("retry-after")
+            statuses.append(f"{answer.status_code}{f' retry-after {wait_s}' if wait_s else ''}")
+            if wait_s:
+                stop.wait(min(float(wait_s), _PATIENCE_S))
