@@ -394,7 +394,7 @@ class Stages:
 
 
 def _steps(lines: list[str]) -> list[int]:
-    return [int(found[1]) for line in lines if (found := re.match(r"step +(\d+)/", line))]
+    return [int(found[1]) for line in lines if (found := re.search(r"\bstep +(\d+)/", line))]
 
 
 def _call(url: str, statuses: list[str], stop: threading.Event, seed: int) -> None:
