@@ -28,7 +28,8 @@ def duration(seconds: float) -> str:
 class ProgressLine:
     """Lines of progress on standard output, each a line of its own (logs stay readable), and the same as metrics.
 
-    In the first two minutes a line every two seconds at most, later ever fewer, down to one a minute.
+    In the first two minutes a line every two seconds at most, later ever fewer, down to one a minute. `total` may
+    change.
     """
 
     def __init__(self, label: str, total: int | None = None) -> None:
@@ -38,7 +39,7 @@ class ProgressLine:
             label: the stage and what is counted, as in "collect: rows".
             total: how many there will be, where known.
         """
-        self._label, self._total = label, total
+        self._label, self.total = label, total
         stage, _, what = label.partition(": ")
         self._labels = {"stage": stage, "what": what}
         self._began = self._printed = time.monotonic()
@@ -64,7 +65,7 @@ class ProgressLine:
             return
         self._printed = now
         per_s = self._per_s(now, done)
-        left_s = (self._total - done) / per_s if self._total and per_s else None
+        left_s = (self.total - done) / per_s if self.total and per_s else None
         if left_s is not None:
             show(PROGRESS_LEFT, left_s, **self._labels)
         print(self._line(done, failed, per_s, left_s, detail), flush=True)
@@ -72,9 +73,9 @@ class ProgressLine:
     def _show(self, done: int, failed: int) -> None:
         show(PROGRESS_DONE, done, **self._labels)
         show(PROGRESS_FAILED, failed, **self._labels)
-        if self._total is not None:
-            show(PROGRESS_TOTAL, self._total, **self._labels)
-        if done == self._total:
+        if self.total is not None:
+            show(PROGRESS_TOTAL, self.total, **self._labels)
+        if done == self.total:
             show(PROGRESS_LEFT, 0, **self._labels)
 
     def _per_s(self, now: float, done: int) -> float:
@@ -86,7 +87,7 @@ class ProgressLine:
         return (done - first_done) / (now - first_time) if now > first_time else 0.0
 
     def _line(self, done: int, failed: int, per_s: float, left_s: float | None, detail: str) -> str:
-        share = f"/{self._total} ({100 * done / self._total:.0f} %)" if self._total else ""
+        share = f"/{self.total} ({100 * done / self.total:.0f} %)" if self.total else ""
         parts = [f"{self._label} {done}{share}"]
         if per_s:
             parts.append(f"{per_s:.0f}/s" if per_s >= 100 else f"{per_s:.3g}/s")

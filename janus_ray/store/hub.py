@@ -20,6 +20,7 @@ from upath import UPath
 
 from janus_ray.errors import CheckpointError, DataError, JanusError
 from janus_ray.paths import is_url
+from janus_ray.store.download_lines import download_lines
 from janus_ray.store.fetch import fetched_folder
 from janus_ray.store.files import files_below, what_is_at
 from janus_ray.store.location import is_local, location
@@ -329,10 +330,7 @@ def _snapshot(kind: Kind, found: Revision, patterns: list[str] | None) -> Path:
 
     def fetch() -> Path:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.utils import disable_progress_bars
 
-        if not sys.stderr.isatty():
-            disable_progress_bars()
         return Path(
             snapshot_download(
                 found.name,
@@ -344,6 +342,7 @@ def _snapshot(kind: Kind, found: Revision, patterns: list[str] | None) -> Path:
                 allow_patterns=patterns,
                 ignore_patterns=_NOT_MODEL_FILES if kind == "model" else None,
                 etag_timeout=_TIMEOUT_S,
+                tqdm_class=None if sys.stderr.isatty() else download_lines(found.name),
             )
         )
 

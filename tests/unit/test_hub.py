@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from janus_ray import progress
 from janus_ray.errors import CheckpointError, DataError
 from janus_ray.store.fingerprint import fingerprint
 from janus_ray.store.hub import dataset_files, model_folder
@@ -54,6 +55,18 @@ def test_a_published_model_is_fetched_once_and_found_offline(tmp_path, monkeypat
         assert model_folder("some-org/janus-7b") == folder
         assert model_folder(f"some-org/janus-7b@{repository.commit}") == folder
         assert hub.requests == []
+
+
+def test_a_download_says_how_much_has_come_where_no_terminal_shows_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_INTERVAL_S", 0.0)
+    large = {**MODEL, "model.safetensors": bytes(3_000_000), "generation_config.json": bytes(1_000_000)}
+    with reached(monkeypatch, tmp_path, Repository("some-org/janus-7b", large)):
+        model_folder("some-org/janus-7b")
+        shown, bars = capsys.readouterr()
+        assert shown.splitlines()[-1].startswith("hub: MB of some-org/janus-7b 4/4 (100 %)") and not bars
+        # What is there is not fetched again.
+        model_folder("some-org/janus-7b")
+        assert "MB" not in capsys.readouterr().out
 
 
 def test_another_commit_is_another_fingerprint(tmp_path, monkeypatch):
