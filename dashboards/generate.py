@@ -211,20 +211,20 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "Answers by status",
             "reqps",
-            ((rate(ours.ASKED, by="stage, status"), "{{stage}} {{status}}"),),
+            ((rate(ours.ASKED, by="request, status"), "{{request}}: {{status}}"),),
             "Of the endpoints that are asked: teacher, policies, judge.",
         ),
         Panel(
             "Tokens of answers",
             "short",
-            ((rate(ours.ASKED_TOKENS, by="stage, kind"), "{{stage}} {{kind}}"),),
+            ((rate(ours.ASKED_TOKENS, by="request, kind"), "{{request}}: {{kind}}"),),
             "Per second; what the ledger knew costs none.",
         ),
         Panel(
             "Requests sent, sent again, known",
             "reqps",
             (
-                (rate(ours.ASKED_SENT, by="stage"), "sent, {{stage}}"),
+                (rate(ours.ASKED_SENT, by="request"), "sent, {{request}}"),
                 (or_none(rate(ours.ASKED_RETRIES)), "sent again"),
                 (or_none(rate(ours.ASKED_LEDGER_HITS)), "known to the ledger"),
             ),

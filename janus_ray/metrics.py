@@ -1,8 +1,8 @@
 """Every metric this project reports: name, kind, unit, help. Code, dashboards and docs take them from here.
 
 What Ray and vLLM export themselves (queues, replicas, the engine's time to first token, tokens, prefix cache) is used
-as it is and not reported a second time. Labels are bounded on purpose (stage, status, model): never a profile, a prompt
-or a value's text.
+as it is and not reported a second time. Labels are bounded on purpose (stage, kind of request, status, model): never a
+profile, a prompt or a value's text.
 """
 
 from __future__ import annotations
@@ -53,25 +53,25 @@ ASKED = Metric(
     "counter",
     "requests",
     "requests that have an outcome, by status: ok or the kind of error",
-    ("stage", "status"),
+    ("request", "status"),
 )
 ASKED_SENT = Metric(
-    "janus_asked_sent", "counter", "requests", "requests sent over the wire, retries included", ("stage",)
+    "janus_asked_sent", "counter", "requests", "requests sent over the wire, retries included", ("request",)
 )
-ASKED_RETRIES = Metric("janus_asked_retries", "counter", "requests", "attempts after the first", ("stage",))
+ASKED_RETRIES = Metric("janus_asked_retries", "counter", "requests", "attempts after the first", ("request",))
 ASKED_LEDGER_HITS = Metric(
     "janus_asked_ledger_hits",
     "counter",
     "requests",
     "requests that the ledger knew, so that nothing was sent",
-    ("stage",),
+    ("request",),
 )
 ASKED_TOKENS = Metric(
     "janus_asked_tokens",
     "counter",
     "tokens",
     "tokens of answers that were paid for now, by kind: prompt or completion",
-    ("stage", "kind"),
+    ("request", "kind"),
 )
 
 ASK = (ASKED, ASKED_SENT, ASKED_RETRIES, ASKED_LEDGER_HITS, ASKED_TOKENS)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,6 +29,7 @@ import openai
 from janus_ray.env import api_key, is_loopback
 from janus_ray.errors import ConfigError
 from janus_ray.llm.answer import Reading, read_answer
+from janus_ray.llm.asked import Counts, add_outcome
 from janus_ray.llm.endpoint import Endpoint
 from janus_ray.llm.faults import fault_message, kind_of, parsed, rejects_response_format
 from janus_ray.llm.ledger import Ledger
@@ -142,6 +144,7 @@ class ChatClient:
         self._breaker = Breaker(self._retry, endpoint.give_up_after_s)
         self._format = self._format_told = 0
         self._notices: list[str] = []
+        self._counts: Counts = Counter()
         if ledger is not None and ledger.skipped:
             self._notice(f"ledger: {ledger.skipped} unreadable lines are skipped; what they held is asked for again")
 
@@ -153,13 +156,18 @@ class ChatClient:
         """
         request = request.without(self._endpoint.omit)
         key = request.key(self._endpoint.model, self._endpoint.identity)
-        known = self._ledger.get(key) if self._ledger is not None else None
-        if known is not None:
-            return known
-        completion = await self._ask_until_settled(request)
-        if self._ledger is not None:
-            self._ledger.record(key, completion)
+        completion = self._ledger.get(key) if self._ledger is not None else None
+        if completion is None:
+            completion = await self._ask_until_settled(request)
+            if self._ledger is not None:
+                self._ledger.record(key, completion)
+        add_outcome(self._counts, request.stage, completion)
         return completion
+
+    def take_counts(self) -> Counts:
+        """What was asked since this was last asked."""
+        taken, self._counts = self._counts, Counter()
+        return taken
 
     def take_notices(self) -> list[str]:
         """What a person should hear, one line each, since this was last asked: nobody sees a Ray worker's output."""

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -16,11 +17,11 @@ from typing import Any, Generic, TypeVar
 from upath import UPath
 
 from janus_ray.errors import ConfigError, DataError
+from janus_ray.llm.asked import Counts, report
 from janus_ray.llm.client import ChatClient
 from janus_ray.llm.endpoint import ReachedEndpoint
 from janus_ray.llm.ledger import Ledger, index_ledger
 from janus_ray.llm.request import Completion, LLMRequest
-from janus_ray.metrics import ASKED, ASKED_LEDGER_HITS, ASKED_RETRIES, ASKED_SENT, ASKED_TOKENS, count
 from janus_ray.progress import ProgressLine
 from janus_ray.store.location import is_local, location
 from janus_ray.store.log import flushed_at_the_end
@@ -41,6 +42,8 @@ class Answers:
     results: Any = ()
     """What `ClientProcess.results` returned."""
     notices: Sequence[str] = ()
+    counts: Counts = field(default_factory=Counter)
+    """What was asked for them."""
     fatal: ConfigError | DataError | None = None
     """What ends the job. Not raised in the actor, where Ray would wrap it up in its traceback."""
 
@@ -66,7 +69,9 @@ class ClientProcess(ABC, Generic[Item]):
             if self._client is None:
                 self._ledger = Ledger(self._folder)
                 self._client = ChatClient(self._target, self._ledger, max_concurrency=self._max_concurrency)
-            return Answers(await self.results(self._client, items), self._client.take_notices())
+            return Answers(
+                await self.results(self._client, items), self._client.take_notices(), self._client.take_counts()
+            )
         except (ConfigError, DataError) as error:
             return Answers(fatal=error)
 
@@ -126,7 +131,7 @@ def ask_all(
             key's variable). What was answered before is in the ledger.
     """
     total = len(requests) if total is None and isinstance(requests, Sized) else total
-    tally = _Tally(label.partition(":")[0], ProgressLine(label, total))
+    tally = _Tally(ProgressLine(label, total))
     numbered = told_apart(requests)
     for some, outcomes in fan_out(numbered, EndpointClient, (), target, ledger, num_actors, sent=_numbered):
         for (request, _), completion in zip(some, outcomes, strict=True):
@@ -184,6 +189,7 @@ def fan_out(
                     if notice not in said:
                         print(notice, flush=True)
                         said.add(notice)
+                report(answers.counts)
                 if answers.fatal is not None:
                     raise answers.fatal
                 yield given, answers.results
@@ -254,9 +260,8 @@ def _call_all(actors: Sequence[Any], method: str) -> None:
 
 @dataclass(slots=True)
 class _Tally:
-    """What the terminal and the metrics are told."""
+    """What the terminal is told."""
 
-    stage: str
     progress: ProgressLine
     done: int = 0
     failed: int = 0
@@ -267,19 +272,6 @@ class _Tally:
         self.failed += completion.status == "error"
         self.sent += completion.sent
         self.progress.update(self.done, failed=self.failed)
-        _count(self.stage, completion)
-
-
-def _count(stage: str, completion: Completion) -> None:
-    """Counts an outcome; what the ledger knew was sent and paid for by an earlier run."""
-    count(ASKED, stage=stage, status=completion.error_kind or "ok")
-    if not completion.sent:
-        count(ASKED_LEDGER_HITS, stage=stage)
-        return
-    count(ASKED_SENT, completion.sent, stage=stage)
-    count(ASKED_RETRIES, completion.sent - 1, stage=stage)
-    count(ASKED_TOKENS, completion.usage.prompt_tokens, stage=stage, kind="prompt")
-    count(ASKED_TOKENS, completion.usage.completion_tokens, stage=stage, kind="completion")
 
 
 def _absolute(folder: Path | UPath | str) -> str:

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from janus_ray.errors import DataError
-from janus_ray.llm import fanout
-from janus_ray.llm.endpoint import ReachedEndpoint
-from janus_ray.llm.fanout import EndpointClient, _supply, ask_all, shares, told_apart
-from janus_ray.llm.ledger import count_finished
-from janus_ray.llm.request import Completion, LLMRequest, Usage
-from tests.loopback import chat_reply, loopback
+from janus_ray.llm.fanout import _supply, shares, told_apart
+from janus_ray.llm.request import LLMRequest
 
 
 def ask(text, **changes):
@@ -53,48 +47,3 @@ def test_requests_are_taken_a_bounded_number_ahead_and_spread_over_all_actors(pa
     # Nobody waits while there is work, and nobody has a second share before all have their first.
     assert left == 0 or all(now == 4 * part for now, part in zip(load, parts, strict=True))
     assert count < sum(parts) or all(now >= part for now, part in zip(load, parts, strict=True))
-
-
-def test_what_was_sent_is_counted_and_what_the_ledger_knew_is_not_paid_for_again(monkeypatch):
-    counted = Counter()
-
-    def count(metric, value=1, **labels):
-        assert tuple(labels) == metric.labels
-        counted[metric.name, *labels.values()] += value
-
-    monkeypatch.setattr(fanout, "count", count)
-    fanout._count("evaluate", Completion("ok", "Yes.", usage=Usage(7, 2), sent=1))
-    fanout._count("evaluate", Completion("ok", "No.", usage=Usage(7, 2), sent=3))
-    fanout._count("evaluate", Completion("ok", "No.", usage=Usage(7, 2), sent=3).from_ledger())
-    fanout._count("evaluate", replace(Completion.failure("timeout", "late", 2), sent=2))
-    assert {name: value for name, value in counted.items() if value} == {
-        ("janus_asked", "evaluate", "ok"): 3,
-        ("janus_asked", "evaluate", "timeout"): 1,
-        ("janus_asked_sent", "evaluate"): 6,
-        ("janus_asked_retries", "evaluate"): 3,
-        ("janus_asked_ledger_hits", "evaluate"): 1,
-        ("janus_asked_tokens", "evaluate", "prompt"): 14,
-        ("janus_asked_tokens", "evaluate", "completion"): 4,
-    }
-
-
-def test_nothing_to_ask_starts_no_process(tmp_path):
-    """There is no cluster here."""
-    target = ReachedEndpoint(base_url="http://127.0.0.1:9/v1", model="m")
-    assert list(ask_all(iter(()), target, tmp_path / "ledger", 4, "ask")) == []
-
-
-async def test_a_process_that_ends_leaves_nothing_behind_in_memory_and_says_so_where_it_must(s3):
-    """An object storage gets answers half a second late; what it has not when a process ends would be lost."""
-    folder = f"{s3.folder()}/ledger"
-    with loopback(lambda n, body: chat_reply("yes")) as server:
-        target = ReachedEndpoint(base_url=server.url, model="m").model_dump(mode="json")
-        process = EndpointClient(target, folder, 4)
-        assert [outcome.text for outcome in (await process.answer([ask("a"), ask("b")])).results] == ["yes", "yes"]
-        assert (await process.close()).fatal is None
-        assert count_finished(folder) == 2
-        process = EndpointClient(target, folder, 4)
-        assert [outcome.sent for outcome in (await process.answer([ask("b"), ask("c")])).results] == [0, 1]
-        s3.fail("refuse", "PUT")
-        fatal = (await process.close()).fatal
-        assert isinstance(fatal, DataError) and "\n" not in str(fatal)
