@@ -53,6 +53,8 @@ QUIET_DEFAULTS = {
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_VERBOSITY": "error",
+    # Each bucket would be asked for its kind first, and a log line be written where it does not say.
+    "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
     "DO_NOT_TRACK": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "TOKENIZERS_PARALLELISM": "false",

@@ -21,6 +21,7 @@ from janus_ray.config import AnyRecipe, IfExists, load_recipe, resolved
 from janus_ray.env import log_level, native_log_path, reach_loopback_directly, set_quiet_defaults
 from janus_ray.errors import JanusError
 from janus_ray.provider import providers_running
+from janus_ray.store.location import said_by_a_storage
 from janus_ray.store.log import flush_all
 from janus_ray.text import one_line
 
@@ -79,6 +80,8 @@ def _for_a_person(error: BaseException | None) -> str | None:
             return f"{where}{os.strerror(error.errno)}; make room, then run again with --if-exists resume"
         if isinstance(error, OSError) and error.filename and error.errno in _ABOUT_A_PATH:
             return f"{one_line(os.fsdecode(error.filename))}: {os.strerror(error.errno)}"
+        if said := said_by_a_storage(error):
+            return f"a storage cannot be read or written: {said}; run again with --if-exists resume to continue"
         if (known := _MACHINE_ERRORS.get(type(error).__name__)) and type(error).__module__.startswith("ray."):
             return f"{known}; run again with --if-exists resume to continue"
         error = inner if isinstance(inner, BaseException) else error.__cause__

@@ -35,7 +35,9 @@ from janus_ray.serve.engine_errors import refusal
 from janus_ray.serve.prompts import TOKENIZER_MODE, check_prompts, use_our_prompts
 from janus_ray.serve.recipe import DEPLOYMENT_PREFIX, ServedModel, ServeRecipe
 from janus_ray.serve.requests import MAX_STOPS
+from janus_ray.store.files import what_is_at
 from janus_ray.store.hub import model_folder
+from janus_ray.store.location import is_local, location
 
 _GIB = 1024**3
 _CPU_BLOCK_TOKENS = 32
@@ -49,7 +51,7 @@ _ENGINE_STOPPED = "Engine core"
 _LAST_WORDS_S = 3.0
 _LOGGED = 1000
 _ERROR_EVENT = 'data: {"error"'
-_CHAT_TEMPLATE = "chat_template"
+_CHAT_TEMPLATE, _MODEL_PATH = "chat_template", "model_path"
 
 _log = logging.getLogger("ray.serve")
 
@@ -98,6 +100,10 @@ class ChatServer(LLMServer):
         set_quiet_defaults()
         loading: Any = self._llm_config.model_loading_config
         named = self._llm_config.experimental_configs[_CHAT_TEMPLATE]
+        # Fetched where it is loaded: the driver's cache may lie on another machine.
+        folder = await asyncio.to_thread(model_folder, self._llm_config.experimental_configs[_MODEL_PATH])
+        engine_config: Any = self._llm_config.get_engine_config()
+        loading.model_source = engine_config.hf_model_id = str(folder)
         encoder = load_encoder(loading.model_source, named)
         use_our_prompts(encoder)
         # The tokenizer's own EOS ends an answer anyway; a template may end it with another token.
@@ -267,13 +273,20 @@ def _failure(error: Exception) -> Item:
 
 def model_deployment(model: ServedModel, recipe: ServeRecipe) -> Application:
     """The Serve deployment of one model."""
+    folder = model_folder(model.path).absolute()
+    # Of a folder the absolute path, because replicas run in folders of their own.
+    local = what_is_at(model.path) == "folder" and is_local(location(model.path))
     config = LLMConfig(
-        model_loading_config={"model_id": model.model_id, "model_source": str(model_folder(model.path).absolute())},
+        model_loading_config={"model_id": model.model_id, "model_source": str(folder)},
         engine_kwargs=_engine_kwargs(model, recipe),
         deployment_config=_deployment_config(model, recipe),
         placement_group_config=_placement(model),
         # The defaults hold the first token back for 50 ms, to send larger batches of events.
-        experimental_configs={"stream_batching_interval_ms": 0, _CHAT_TEMPLATE: model.chat_template},
+        experimental_configs={
+            "stream_batching_interval_ms": 0,
+            _CHAT_TEMPLATE: model.chat_template,
+            _MODEL_PATH: str(folder) if local else model.path,
+        },
         runtime_env={"env_vars": _environment(model)},
         callback_config={"callback_class": LocalFolder},
     )

@@ -179,6 +179,9 @@ def read_bytes(path: Path | UPath | str, start: int | None = None, end: int | No
         reason = os_reason(error, where) if is_no_bucket(error) else "no such file"
         raise DataError(f"{where}: {reason}") from None
     except storage_errors() as error:
+        # Nothing is there: the file is empty, or ends before.
+        if not is_local(where) and error_code(error) in ("InvalidRange", "416"):
+            return b""
         raise DataError(f"{one_line(str(where))}: cannot be read: {os_reason(error, where)}") from None
 
 

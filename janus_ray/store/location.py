@@ -8,6 +8,7 @@ methods without being one. Credentials, regions and addresses come from where ea
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import sys
@@ -50,6 +51,8 @@ _CLIENT_ERRORS = {
 }
 # Codes of S3 behind which credentials stand, whatever exception carries them.
 _REFUSED = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "TokenRefreshRequired")
+# The same of Azure.
+_REFUSED += ("AuthenticationFailed", "AuthorizationFailure", "AuthorizationPermissionMismatch", "AccessDenied")
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist")
 _BUSY = ("SlowDown", "ServiceUnavailable", "ServerBusy", "TooManyRequests", "rateLimitExceeded", "RequestLimitExceeded")
 # A code alone where an answer has no body.
@@ -104,6 +107,8 @@ def _remote(url: str) -> UPath:
     for variable in _ADDRESSES[scheme]:
         if (address := os.environ.get(variable)) and not _ADDRESS.match(address):
             raise DataError(f"{url}: {variable} must be an http:// or https:// address")
+    # What its client says on the way is said again in one line, or retried.
+    logging.getLogger(_PACKAGES[scheme]).setLevel(logging.CRITICAL)
     found = UPath(url, **_OPTIONS[scheme])
     try:
         _ = found.fs
@@ -113,9 +118,10 @@ def _remote(url: str) -> UPath:
     except ImportError:
         package = _PACKAGES[scheme]
         raise DataError(f"{url}: {scheme}:// needs the package {package}: pip install {package}") from None
-    # adlfs says so of an account that nobody named.
     except ValueError as error:
-        raise DataError(f"{url}: {_first_line(error)}; set {_CREDENTIALS[scheme]}") from None
+        # adlfs says it so.
+        said = "no account is named" if "Must provide" in str(error) else _first_line(error)
+        raise DataError(f"{url}: {said}; set {_CREDENTIALS[scheme]}") from None
     return found
 
 
@@ -178,6 +184,19 @@ def os_reason(error: Exception, where: Path | UPath | str = "") -> str:
     return _storage_reason(error, scheme)
 
 
+def said_by_a_storage(error: BaseException) -> str | None:
+    """What a storage's client says in an exception that no reader or writer of ours has met; None for any other."""
+    for each in (error, error.__cause__):
+        module = type(each).__module__
+        scheme = next((scheme for start, scheme in _CLIENTS.items() if module.startswith(start)), None)
+        if scheme and isinstance(each, Exception):
+            return _storage_reason(each, scheme)
+    return None
+
+
+_CLIENTS = {"botocore.": "s3", "google.auth.": "gs", "gcsfs.": "gs", "azure.": "abfs"}
+
+
 def _storage_reason(error: Exception, scheme: str) -> str:
     code, said = error_code(error), _first_line(error)
     title = type(error).__name__
@@ -215,6 +234,8 @@ def error_code(error: BaseException) -> str:
         response = getattr(seen, "response", None)
         found = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
         found = found or getattr(seen, "error_code", None) or getattr(seen, "code", None)
+        # Azure's are an enumeration.
+        found = getattr(found, "value", found)
         if found and isinstance(found, str | int):
             return str(found)
         seen = seen.__cause__

@@ -190,7 +190,7 @@ def test_what_is_missing_for_a_storage_is_one_line(monkeypatch):
     for variable in [name for name in os.environ if name.startswith("AZURE_STORAGE")]:
         monkeypatch.delenv(variable)
     adlfs.AzureBlobFileSystem.clear_instance_cache()
-    with pytest.raises(DataError, match=r"abfs://c/x: .*set AZURE_STORAGE_ACCOUNT_NAME and"):
+    with pytest.raises(DataError, match=r"abfs://c/x: no account is named; set AZURE_STORAGE_ACCOUNT_NAME and"):
         location("abfs://c/x")
 
     def missing(*_, **__):
