@@ -6,6 +6,7 @@ What comes back from a call are numbers. The token ids lie in the storage by the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -45,16 +46,29 @@ class DocumentWriter:
     """Turns batches of rows into shards, one shard a batch. A Ray actor, or an object of this process."""
 
     def __init__(self, base_model: str, chat_template: ChatTemplate, folder: Path | UPath) -> None:
-        """Loads the tokenizer; the shards go into the folder."""
-        self._encoder = use_template(load_tokenizer(model_folder(base_model)), chat_template)
-        self._dtype = id_type(len(self._encoder.tokenizer))
-        self._folder = folder
+        """Loads nothing yet, because what an actor's making raises is no error of ours any more.
+
+        Args:
+            base_model: a folder or the id of what is published, as this machine finds it.
+            chat_template: the template.
+            folder: the shards go there.
+        """
+        self._base_model, self._chat_template, self._folder = base_model, chat_template, folder
+
+    @cached_property
+    def _encoder(self) -> ChatEncoder:
+        return use_template(load_tokenizer(model_folder(self._base_model)), self._chat_template)
+
+    @property
+    def _dtype(self) -> np.dtype:
+        return id_type(len(self._encoder.tokenizer))
 
     def write(self, number: int, batch: pa.Table) -> Written:
         """Writes the shard of a batch of rows with the column messages.
 
         Raises:
             DataError: a mask is wrong, or the shard cannot be written.
+            CheckpointError: this machine does not find the base model's tokenizer.
         """
         refusals: list[str] = []
         parts: list[_Part] = []

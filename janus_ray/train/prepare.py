@@ -14,7 +14,7 @@ import pyarrow as pa
 from upath import UPath
 
 from janus_ray.chat import use_template
-from janus_ray.errors import DataError, JanusError
+from janus_ray.errors import DataError, JanusError, TrainingError
 from janus_ray.model_folder import load_tokenizer, save_tokenizer
 from janus_ray.progress import ProgressLine
 from janus_ray.store.files import delete_files, files_below, read_json, write_json
@@ -211,9 +211,10 @@ def in_ray(recipe: TrainRecipe, folder: UPath, batches: Batches, count: int) -> 
 
     Raises:
         JanusError: a process raised it.
+        TrainingError: processes died again and again.
     """
     import ray
-    from ray.exceptions import RayTaskError
+    from ray.exceptions import RayError, RayTaskError
 
     # A process that dies is started again, and does its batch again: a shard is written whole or not at all.
     actor = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=3)(DocumentWriter)
@@ -232,6 +233,12 @@ def in_ray(recipe: TrainRecipe, folder: UPath, batches: Batches, count: int) -> 
         if isinstance(error.cause, JanusError):
             raise error.cause from None
         raise
+    except RayError as error:
+        memory = " because a machine ran out of memory" if "OutOfMemory" in type(error).__name__ else ""
+        raise TrainingError(
+            f"{recipe.collection}: a process that tokenises died, also when it was started again{memory}; "
+            "--if-exists resume begins with the rows anew"
+        ) from None
     finally:
         for each in actors:
             ray.kill(each)
