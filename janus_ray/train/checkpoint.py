@@ -196,8 +196,11 @@ def remove_leftovers(folder: Path | UPath) -> None:
 
     What a killed save left goes with the next checkpoint that is complete.
     """
-    found = [*files_below(folder, deep=False), *files_below(location(folder) / "documents", deep=False)]
-    delete_files(file for file in found if file.where.name.startswith(".") and file.where.name.endswith(".tmp"))
+    folder = location(folder)
+    # Of the workers' own files: the driver, which calls this, may be writing others at the same moment.
+    ours = [found for found in files_below(folder, deep=False) if found.name.startswith(".metrics.jsonl.")]
+    found = [*ours, *files_below(folder / "documents", deep=False)]
+    delete_files(file for file in found if file.name.startswith(".") and file.name.endswith(".tmp"))
 
 
 @contextmanager
