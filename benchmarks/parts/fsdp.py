@@ -9,15 +9,15 @@ from __future__ import annotations
 import statistics
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from janus_ray.train.context import LocalContext, LocalWorkers
 
 UNIT = "workers"
 SIZES = (1, 2, 4)
 TARGET = 4
-_STEPS = 40
-_WARM_UP = 5
+_STEPS = 24
+_WARM_UP = 3
 # As in miniature_sft.toml, with documents of the lengths that its rows have.
 _MAX_LENGTH, _BINS_PER_STEP, _LENGTH = 512, 4, 100
 
@@ -50,19 +50,29 @@ def make(size: int, folder: Path) -> None:
 def measure(size: int, folder: Path) -> dict[str, Any]:
     """Times the steps of so many workers."""
     together, alone = LocalWorkers().run(size, steps, str(folder / "base"))[0]
-    lost = sorted(100 * (1 - apart / joined) for joined, apart in zip(together, alone, strict=True))
+    lost = sorted(100 * (1 - apart.wall_s / joined.wall_s) for joined, apart in zip(together, alone, strict=True))
     quarter = len(lost) // 4
     return {
-        "step_ms": 1000 * statistics.median(together),
-        "alone_ms": 1000 * statistics.median(alone),
+        "step_ms": 1000 * statistics.median(step.wall_s for step in together),
+        "alone_ms": 1000 * statistics.median(step.wall_s for step in alone),
         "gloo_percent": statistics.median(lost),
         "gloo_percent_from": lost[quarter],
         "gloo_percent_to": lost[-quarter - 1],
+        # Says something on a machine that does other work meanwhile.
+        "step_cpu_ms": 1000 * statistics.median(step.cpu_s for step in together),
+        "alone_cpu_ms": 1000 * statistics.median(step.cpu_s for step in alone),
     }
 
 
-def steps(context: LocalContext, base: str) -> tuple[list[float], list[float]]:
-    """Seconds of each step of this rank, in the group and alone."""
+class Step(NamedTuple):
+    """What a step took on one rank."""
+
+    wall_s: float
+    cpu_s: float
+
+
+def steps(context: LocalContext, base: str) -> tuple[list[Step], list[Step]]:
+    """Each step of this rank, in the group and alone."""
     import numpy as np
     import torch
     import torch.distributed as dist
@@ -96,15 +106,15 @@ def steps(context: LocalContext, base: str) -> tuple[list[float], list[float]]:
     models = [build_sharded(recipe, mesh, context.device).train() for mesh in meshes]
     optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-4, foreach=True) for model in models]
 
-    def step(which: int) -> float:
+    def step(which: int) -> Step:
         dist.barrier()
-        began = time.monotonic()
+        began, cpu_began = time.monotonic(), time.process_time()
         for batch in batches:
             backward(models[which], batch, supervised, world_size)
         torch.nn.utils.clip_grad_norm_(models[which].parameters(), 1.0)
         optimizers[which].step()
         optimizers[which].zero_grad()
-        return time.monotonic() - began
+        return Step(time.monotonic() - began, time.process_time() - cpu_began)
 
     times = [(step(0), step(1)) for _ in range(_WARM_UP + _STEPS)]
     return [joined for joined, _ in times[_WARM_UP:]], [apart for _, apart in times[_WARM_UP:]]
