@@ -1,7 +1,8 @@
 """The step of the miniature's model on 1, 2 and 4 CPU workers, and what of it is lost to gloo.
 
 Each rank trains twice, in turns: in one group with the others, as a run does, and alone on the same part of the batch,
-at the same time as the others but without a word to them. What the first takes longer is gloo's.
+at the same time as the others but without a word to them. What the first takes longer is gloo's, and a little more:
+alone, a rank updates all weights instead of its share of them.
 """
 
 from __future__ import annotations
