@@ -29,7 +29,8 @@ class TrainRecipe(Recipe):
     model's tokenizer brings, with its rule for system messages. A row that it refuses is left out and counted; where it
     refuses more than 1 % of them the run stops. The exported model names it, and is served with it."""
     output_dir: PathText = Field(json_schema_extra=OPERATIONAL)
-    """Folder for the documents, checkpoints, metrics and the model. On a cluster: storage that every node sees."""
+    """Folder for the documents, checkpoints, metrics and the model: a path, or s3://, gs:// or abfs://. On a cluster:
+    storage that every node sees."""
 
     max_length: int = Field(default=8192, ge=16)
     """Tokens in a bin. A longer document is left out and counted, never cut (paper: 8192)."""

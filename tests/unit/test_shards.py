@@ -88,3 +88,18 @@ def test_the_hash_says_what_is_in_them(tmp_path):
     others = ([[[(1, False), (3, True)]]], [[[(1, True), (2, True)]]], [[[(1, False)], [(2, True)]]])
     found = {written(tmp_path / f"{number}", other).xxh3 for number, other in enumerate(others)}
     assert len(found | {one}) == 4
+
+
+@given(st.sampled_from(["shards.json", "index.npz", "shard-00000.tokens"]), st.binary(max_size=30), st.integers(0, 900))
+@settings(max_examples=60)
+def test_whatever_is_written_over_a_file_the_documents_are_the_same_or_damaged(file, content, position):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / file
+        before = written(Path(folder), [[[(1, False), (2, True)]], [[(3, True)]]]).xxh3
+        whole = path.read_bytes()
+        path.write_bytes(whole[:position] + content + whole[position + len(content) :])
+        complaint = damage(Path(folder))
+        if complaint is None:
+            assert TokenShards(Path(folder)).xxh3 == before
+        else:
+            assert complaint and "\n" not in complaint

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from janus_ray.errors import CheckpointError, TrainingError
 from janus_ray.metrics import STEP_LOG
@@ -139,6 +141,32 @@ def finished(base, data, tmp_path_factory):
     recipe = TrainRecipe(collection="c", base_model=str(base), output_dir=str(folder), **SETTINGS)
     loop.train_loop(LocalContext(), recipe, folder, IDENTITY, None)
     return folder
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["progress", "files", "step", "bytes", "xxh3", "/etc", "a/__0_0.distcp"]), inner
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@given(JSON)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_record_of_anything_else_is_a_checkpoint_passed_over(finished, record):
+    newest = finished / "checkpoints" / "checkpoint_00000006"
+    whole = (newest / "checkpoint.json").read_bytes()
+    try:
+        (newest / "checkpoint.json").write_text(json.dumps(record))
+        healthy, [complaint] = newest_healthy(finished)
+    finally:
+        (newest / "checkpoint.json").write_bytes(whole)
+    assert healthy.name == "checkpoint_00000004"
+    assert "\n" not in complaint
 
 
 def test_foreign_folders_among_the_checkpoints_are_left_alone_and_never_used(run, finished, tmp_path):
