@@ -140,15 +140,19 @@ def test_a_killed_worker_resumes_from_the_checkpoint(killed, recipe_for, inputs,
     assert ours[max(ours)] == pytest.approx(theirs[max(theirs)], rel=0.15, abs=0.02)
 
 
-def test_a_run_that_gave_up_is_resumed_by_its_recipe(recipe_for, inputs, tmp_path, capsys):
+def test_a_run_that_gave_up_is_resumed_by_its_recipe(recipe_for, inputs, tmp_path, capsys, monkeypatch):
     """An export that fails ends the run; the resume goes on from what is whole, wherever the folders lie by then."""
     recipe = recipe_for(tmp_path / "out", max_failures=0, epochs=2, num_workers=1, checkpoint_every_steps=2)
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "recipe.json").write_text(recipe.model_dump_json())
-    # A file where the model's folder must be written.
-    (tmp_path / "out" / ".model.partial").write_text("in the way")
-    with pytest.raises(CheckpointError, match=r"out/model cannot be written: File exists \(\.model\.partial\)"):
-        train(recipe, "resume")
+
+    class InTheWay(run_module.StepLines):
+        def __call__(self, record):
+            # A file where the model's folder must be written.
+            (tmp_path / "out" / ".model.partial").write_text("in the way")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run_module, "StepLines", InTheWay)
+        with pytest.raises(CheckpointError, match=r"out/model cannot be written: File exists \(\.model\.partial\)"):
+            train(recipe, "fail")
     (tmp_path / "out" / ".model.partial").unlink()
     before = curve(tmp_path / "out")
     moved = shutil.copytree(tmp_path / "out", tmp_path / "bigger disk" / "out")
