@@ -65,7 +65,7 @@ class ProgressLine:
             return
         self._printed = now
         per_s = self._per_s(now, done)
-        left_s = (self.total - done) / per_s if self.total and per_s else None
+        left_s = (self.total - done) / per_s if self.total and per_s and done <= self.total else None
         if left_s is not None:
             show(PROGRESS_LEFT, left_s, **self._labels)
         print(self._line(done, failed, per_s, left_s, detail), flush=True)

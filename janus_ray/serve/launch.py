@@ -160,6 +160,7 @@ def _wait_until_ready(recipe: ServeRecipe, stop: threading.Event, began: float) 
         running, up, states = _state(recipe)
         # An application that this one replaces may answer for a while.
         if running and (found := answer_health(recipe)):
+            line.update(len(recipe.models), force=True)
             return found
         now = time.monotonic()
         if now > deadline:

@@ -75,6 +75,10 @@ def test_a_pace_starts_with_the_first_and_again_after_being_thrown_back(lines_at
     ]
 
 
+def test_more_than_there_should_be_is_no_time_left(lines_at):
+    assert lines_at(10, (10, 5), (20, 15)) == ["5/10 (50 %)", "15/10 (150 %), 1/s"]
+
+
 def test_lines_become_fewer_the_longer_it_takes(lines_at):
     hour = 3600
     seen = [(float(second), second) for second in range(1, 9 * hour)]

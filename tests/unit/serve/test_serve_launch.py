@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from janus_ray import progress
 from janus_ray.config import validate
 from janus_ray.errors import CheckpointError, ConfigError
 from janus_ray.serve import launch
@@ -42,11 +43,13 @@ def test_the_start_says_what_is_up_and_how_long_it_may_take(tmp_path, monkeypatc
     monkeypatch.setattr(launch, "_state", lambda recipe: next(found))
     monkeypatch.setattr(launch, "answer_health", lambda recipe: ["entrance"])
     monkeypatch.setattr(launch, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: 0.0))
     stop = SimpleNamespace(wait=lambda seconds: False)
     assert launch._wait_until_ready(recipe(tmp_path, start_timeout_s=100), stop, 0.0) == ["entrance"]
     assert capsys.readouterr().out.splitlines() == [
         "serve: models up 0/1 (0 %), model m starting, gateway up, 14 s so far, at most 1 min 26 s more",
         "serve: models up 0/1 (0 %), model m starting, gateway up, 21 s so far, at most 1 min 19 s more",
+        "serve: models up 1/1 (100 %)",
     ]
 
 
