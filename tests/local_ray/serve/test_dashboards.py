@@ -118,7 +118,7 @@ def wait_for_answers(asked: Prometheus, panels: list[Panel], waiting: Deadline) 
         assert not due or waiting(), f"nothing answers {sorted(due)}"
 
 
-# Twenty seconds and more, because what is on the panels has to happen: a collection, an evaluation, a training, traffic.
+# Over twenty seconds, because what is on the panels has to happen: a collection, an evaluation, a training, traffic.
 @pytest.mark.timeout(600)
 def test_every_panel_shows_something(tmp_path, served, monkeypatch):
     for module in (collecting, evaluating, training):
