@@ -32,6 +32,7 @@ step() {  # step NAME COMMAND...: runs it, and remembers how long it took
 }
 
 start_server() {
+    : > "$log/serve.log"
     python -m jobs.serve "$recipes/miniature_serve.toml" --set port=$port --set models.0.path="$folder/sft/model" --set models.1.path="$folder/base" > "$log/serve.log" 2>&1 &
     server=$!
     local waited=0
