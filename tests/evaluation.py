@@ -5,21 +5,24 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from upath import UPath
+
 from janus_ray.eval.recipe import EvaluateRecipe
 from janus_ray.store.files import write_jsonl
 from tests.loopback import Reply, chat_reply
 from tests.unit.eval.test_bench import row
 
-PEOPLE, PROMPTS = 3, 4
+PEOPLE, PROMPTS, RUBRICS = 3, 4, 2
 
 
-def recipe_for(folder: Path, policy: str, judge: str, **changes) -> EvaluateRecipe:
+def recipe_for(folder: Path | UPath, policy: str, judge: str, **changes) -> EvaluateRecipe:
     rubric = row()["rubrics"][0]
     rows = [
         row(
             prompt=f"Question {prompt}?",
             system=f"You serve person {person}.",
-            rubrics=[{**rubric, "criteria": f"Is it for person {person}?"}] * 4,
+            preference_set=row()["preference_set"][:RUBRICS],
+            rubrics=[{**rubric, "criteria": f"Is it for person {person}?"}] * RUBRICS,
             split="seen" if prompt % 2 else "unseen",
         )
         for prompt in range(PROMPTS)

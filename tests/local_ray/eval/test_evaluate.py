@@ -12,7 +12,7 @@ from janus_ray.eval.run import evaluate
 from janus_ray.store.files import read_json
 from janus_ray.store.folder import read_manifest
 from janus_ray.store.tables import read_jsonl
-from tests.evaluation import PEOPLE, PROMPTS, obedient, recipe_for, strict
+from tests.evaluation import PEOPLE, PROMPTS, RUBRICS, obedient, recipe_for, strict
 from tests.loopback import Reply, chat_reply, loopback
 
 
@@ -26,7 +26,7 @@ def test_an_obedient_policy_gets_the_numbers_it_must_get(tmp_path):
         recipe = recipe_for(tmp_path, policy.url, judge.url)
         results = evaluate(recipe, "fail").as_json()
         sent = len(policy.requests), len(judge.requests)
-        assert sent == (PROMPTS * (PEOPLE + 1), PROMPTS * (PEOPLE + 1) * PEOPLE * 4)
+        assert sent == (PROMPTS * (PEOPLE + 1), PROMPTS * (PEOPLE + 1) * PEOPLE * RUBRICS)
         again = evaluate(recipe, "resume").as_json()
         assert (len(policy.requests), len(judge.requests)) == sent
         # Also when the manifest is lost: the ledger knows every answer.
@@ -69,7 +69,7 @@ def test_what_failed_is_counted_withheld_and_tried_again(tmp_path):
         assert results["models"]["m"]["own_system"]["overall"]["mean"] is None
         assert results["steering_gain"]["overall"]["mean"] is None
         assert results["models"]["m"]["own_system"]["per_split"]["seen"]["overall"]["mean"] == 5.0
-        due = (PEOPLE + 1) * PEOPLE * 4
+        due = (PEOPLE + 1) * PEOPLE * RUBRICS
         assert results["status_counts"]["judgments"] == {"m": {"no_response": due, "ok": 3 * due}}
         generations = read_jsonl(tmp_path / "out" / "generations.jsonl")
         assert {row["status"] for row in generations if row["prompt"] == "Question 0?"} == {"api_fail"}
@@ -94,7 +94,7 @@ def test_a_judge_without_a_verdict_is_asked_for_it_once(tmp_path):
     with loopback(obedient) as policy, loopback(judge_answer) as judge:
         recipe = recipe_for(tmp_path, policy.url, judge.url)
         results = evaluate(recipe, "fail").as_json()
-        due = (PEOPLE + 1) * PEOPLE * 4
+        due = (PEOPLE + 1) * PEOPLE * RUBRICS
         assert len(judge.requests) == PROMPTS * due + 2 * due
         asked_again = [body["messages"] for body in judge.requests if len(body["messages"]) > 1]
         assert {messages[1]["content"] for messages in asked_again} == {"I cannot decide.", "Hmm, rather good."}
@@ -111,7 +111,7 @@ def test_without_siblings_each_response_is_judged_for_its_person_alone(tmp_path)
         models = [{"name": "m", "model": "m", "conditions": ["own_system"]}]
         recipe = recipe_for(tmp_path, policy.url, judge.url, judge_siblings=False, models=models)
         results = evaluate(recipe, "fail").as_json()
-        assert len(judge.requests) == PROMPTS * PEOPLE * 4
+        assert len(judge.requests) == PROMPTS * PEOPLE * RUBRICS
     assert results["models"]["m"]["own_system"]["overall"]["mean"] == 5.0
     assert "sibling_system" not in results["models"]["m"]
 

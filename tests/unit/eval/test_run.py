@@ -14,8 +14,9 @@ from janus_ray.eval.run import evaluate
 from janus_ray.llm.fanout import EndpointClient, told_apart
 from janus_ray.store.files import read_json
 from janus_ray.store.folder import read_manifest
+from janus_ray.store.location import location
 from janus_ray.store.tables import read_jsonl
-from tests.evaluation import PEOPLE, models_with, obedient, recipe_for, strict
+from tests.evaluation import PEOPLE, RUBRICS, models_with, obedient, recipe_for, strict
 from tests.loopback import chat_reply, loopback
 
 
@@ -52,7 +53,7 @@ def test_a_judge_that_is_cut_gets_more_room_and_what_was_cut_is_no_verdict(tmp_p
     with loopback(obedient) as policy, loopback(judge_answer) as judge:
         recipe = recipe_for(tmp_path, policy.url, judge.url, max_prompts_per_split=1)
         results = evaluate(recipe, "fail").as_json()
-        due = (PEOPLE + 1) * PEOPLE * 4
+        due = (PEOPLE + 1) * PEOPLE * RUBRICS
         assert len(judge.requests) == 2 * due + 2 * due
     assert results["status_counts"]["judgments"] == {"m": {"ok": 2 * due}}
     assert results["judge_asked_again"] == {"m": due}
@@ -102,21 +103,25 @@ def test_unknown_weights_are_said_and_never_taken_for_unchanged(tmp_path, capsys
     assert results["protocol"]["weights"] == {"policy m": "unknown", "judge": "judge"}
 
 
-def test_a_resume_gives_the_same_numbers_also_where_a_judge_answers_equal_requests_differently(tmp_path):
+def test_a_resume_gives_the_same_numbers_also_where_a_judge_answers_equal_requests_differently(s3):
+    """With everything on an object storage."""
+    folder = location(s3.folder())
     with loopback(obedient) as policy, loopback(lambda n, body: chat_reply(f"[RESULT] {1 + n % 5}")) as judge:
-        recipe = recipe_for(tmp_path, policy.url, judge.url, judge_siblings=False)
+        recipe = recipe_for(folder, policy.url, judge.url, judge_siblings=False)
         first = evaluate(recipe, "fail").as_json()
         sent = len(judge.requests)
-        rows = [(tmp_path / "out" / name).read_bytes() for name in ("generations.jsonl", "judgments.jsonl")]
+        rows = [(folder / "out" / name).read_bytes() for name in ("generations.jsonl", "judgments.jsonl")]
         assert evaluate(recipe, "resume").as_json() == first
         assert len(judge.requests) == sent
-    assert rows == [(tmp_path / "out" / name).read_bytes() for name in ("generations.jsonl", "judgments.jsonl")]
+    assert rows == [(folder / "out" / name).read_bytes() for name in ("generations.jsonl", "judgments.jsonl")]
     # In the bench's order, whatever that of the answers.
-    asked = [(row["prompt"], row["system"]) for row in read_jsonl(tmp_path / "bench.jsonl")]
-    generations = read_jsonl(tmp_path / "out" / "generations.jsonl")
+    asked = [(row["prompt"], row["system"]) for row in read_jsonl(folder / "bench.jsonl")]
+    generations = read_jsonl(folder / "out" / "generations.jsonl")
     assert [(row["prompt"], row["system"]) for row in generations if row["system"]] == asked
-    judgments = read_jsonl(tmp_path / "out" / "judgments.jsonl")
-    assert [row["rubric"] for row in judgments] == [0, 1, 2, 3] * (len(judgments) // 4)
+    judgments = read_jsonl(folder / "out" / "judgments.jsonl")
+    assert [row["rubric"] for row in judgments] == [0, 1] * (len(judgments) // 2)
+    assert (folder / "out" / "index.html").stat().st_size > 10_000
+    assert read_manifest(folder / "out")["counts"] == {"items": 12, "generations": 16, "judgments": len(judgments)}
 
 
 def test_a_report_that_fails_costs_no_number_and_no_request(tmp_path, monkeypatch, capsys):
