@@ -91,7 +91,6 @@ class _Faulty:
     def __init__(self, application: Any) -> None:
         self._application = application
         self._fault: dict[str, Any] | None = None
-        self._healed = threading.Event()
         self._requests: list[str] = []
         # The server looks and writes in two steps, which a conditional write must not show.
         self._writes = threading.Lock()
@@ -105,7 +104,7 @@ class _Faulty:
         fault = self._fault
         if fault and fault["times"] > 0 and fault["method"] in ("", method) and fault["key"] in named:
             fault["times"] -= 1
-            return self._fail(fault["kind"], environ, start_response)
+            return self._fail(fault, environ, start_response)
         if f"Credential={_KEY}/" not in environ.get("HTTP_AUTHORIZATION", ""):
             return _error(
                 environ, start_response, "403 Forbidden", "InvalidAccessKeyId", "The key you provided does not exist"
@@ -117,15 +116,18 @@ class _Faulty:
 
     def _control(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         if environ["REQUEST_METHOD"] == "POST":
-            self._fault = json.loads(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))
-            if self._fault is None:
-                self._healed.set()
-                self._healed = threading.Event()
+            before, self._fault = self._fault, json.loads(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))
+            if self._fault is not None:
+                self._fault["healed"] = threading.Event()
+            else:
                 self._requests.clear()
+            if before is not None:
+                before["healed"].set()
         start_response("200 OK", [("Content-Type", "application/json")])
         return [json.dumps(self._requests).encode()]
 
-    def _fail(self, kind: str, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    def _fail(self, fault: dict[str, Any], environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        kind = fault["kind"]
         if kind == "slow down":
             return _error(environ, start_response, "503 Slow Down", "SlowDown", "Please reduce your request rate.")
         if kind == "refuse":
@@ -135,7 +137,7 @@ class _Faulty:
             environ["werkzeug.socket"].shutdown(2)
             return []
         assert kind == "hang", kind
-        self._healed.wait(120)
+        fault["healed"].wait(60)
         return _error(environ, start_response, "500 Internal Server Error", "InternalError", "was hanging")
 
 

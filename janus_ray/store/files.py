@@ -17,6 +17,7 @@ from upath import UPath
 from janus_ray.errors import DataError
 from janus_ray.store.location import (
     error_code,
+    in_time,
     is_local,
     is_no_bucket,
     location,
@@ -26,6 +27,8 @@ from janus_ray.store.location import (
 )
 from janus_ray.text import one_line, well_formed
 
+# An object that is written in one request, retries included; a large one at this pace.
+_LONGEST_S, _SLOWEST_BYTES_PER_S = 180.0, 1024**2
 # Asked for at once of a file that is read from an object storage.
 _BLOCK_BYTES = 4 * 1024**2
 # Deleted with one request of these many where the storage has such a request; S3's own limit.
@@ -66,7 +69,8 @@ def _uploaded(target: UPath) -> Generator[Path]:
     with one_line_errors(target, "cannot be written"), tempfile.TemporaryDirectory(prefix="janus_ray-") as folder:
         temporary = Path(folder, "object")
         yield temporary
-        target.fs.put_file(str(temporary), target.path)
+        longest_s = _LONGEST_S + temporary.stat().st_size / _SLOWEST_BYTES_PER_S
+        in_time(target, "put_file", str(temporary), target.path, longest_s=longest_s)
 
 
 def write_text(path: Path | UPath | str, text: str) -> None:
@@ -91,7 +95,7 @@ def write_bytes(path: Path | UPath | str, content: bytes) -> None:
             temporary.write_bytes(content)
         return
     with one_line_errors(target, "cannot be written"):
-        target.fs.pipe_file(target.path, content)
+        in_time(target, "pipe_file", target.path, content, longest_s=_LONGEST_S)
 
 
 def create(path: Path | UPath | str, content: bytes) -> bool:
@@ -111,7 +115,7 @@ def create(path: Path | UPath | str, content: bytes) -> bool:
                 with target.open("xb") as stream:
                     stream.write(content)
             else:
-                target.fs.pipe_file(target.path, content, mode="create")
+                in_time(target, "pipe_file", target.path, content, mode="create", longest_s=_LONGEST_S)
         except FileExistsError:
             return False
         except OSError as error:

@@ -145,6 +145,20 @@ def object_revision(where: UPath, info: Mapping[str, Any]) -> str:
     return f"{info.get('size')} {str(known).strip(chr(34))}"
 
 
+def in_time(where: UPath, act: str, *arguments: Any, longest_s: float, **named: Any) -> Any:
+    """Calls a method of an object storage's client that writes, for so long.
+
+    The clients' own limits miss a case: aiohttp starts none while it waits for leave to send a body (100 Continue).
+
+    Raises:
+        TimeoutError: there was no answer.
+    """
+    from fsspec.asyn import sync
+
+    system: Any = where.fs
+    return sync(system.loop, getattr(system, f"_{act}"), *arguments, timeout=longest_s, **named)
+
+
 def storage_errors() -> tuple[type[Exception], ...]:
     """What reading and writing a location may raise; evaluated when something was raised, by `except` itself."""
     found: list[type[Exception]] = [OSError]
@@ -213,6 +227,8 @@ def _storage_reason(error: Exception, scheme: str) -> str:
         )
     if isinstance(error, FileNotFoundError):
         return "no such file"
+    if isinstance(error, TimeoutError) and not str(error):
+        return "no answer in time"
     if isinstance(error, OSError) and error.errno == errno.EIO and not said:
         return os.strerror(error.errno)
     return _with_code(said, code)

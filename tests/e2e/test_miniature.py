@@ -1,4 +1,4 @@
-"""The whole of `make demo`, shortened: real Ray, FSDP2 on two workers, vLLM behind Ray Serve, HTTP."""
+"""The whole of `make demo`, shortened, on S3: real Ray, FSDP2 on two workers, vLLM behind Ray Serve, HTTP."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from upath import UPath
 
 from janus_ray.model_folder import check_model_folder
 from janus_ray.records import COLLECTION
 from janus_ray.store.files import read_json
 from janus_ray.store.folder import read_manifest
+from janus_ray.store.hub import model_folder
+from janus_ray.store.location import location
 from janus_ray.store.tables import read_jsonl, read_parquet
 
 REPOSITORY = Path(__file__).parents[2]
@@ -33,7 +36,7 @@ EPOCHS = 4
 class Demo:
     """What a finished demo left."""
 
-    folder: Path
+    folder: UPath
     output: str
     client_output: str
     page: str
@@ -46,11 +49,13 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory) -> Demo:
-    folder, port = tmp_path_factory.mktemp("demo"), free_port()
+def demo(tmp_path_factory, s3_session) -> Demo:
+    folder, port, place = tmp_path_factory.mktemp("demo"), free_port(), s3_session.folder()
     environment = {
         **os.environ,
         "JANUS_DEMO_PORT": str(port),
+        "JANUS_DEMO_FOLDER": place,
+        "JANUS_CACHE_DIR": str(folder / "cache"),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     command = ["bash", str(REPOSITORY / "jobs" / "miniature.sh"), "--set", f"epochs={EPOCHS}"]
@@ -74,7 +79,7 @@ def demo(tmp_path_factory) -> Demo:
         process.wait(timeout=60)
         reader.join()
         print("".join(lines))
-    return Demo(folder / "runs" / "miniature", "".join(lines), client_output, page)
+    return Demo(location(place), "".join(lines), client_output, page)
 
 
 def wait_until_healthy(url: str, process: subprocess.Popen) -> None:
@@ -118,7 +123,7 @@ def test_the_demo_measures_the_idea_of_janus(demo):
     assert abs(results["models"]["untrained"]["steering_gain"]["overall"]["mean"]) < 0.1
 
 
-def test_every_stage_left_a_finished_folder(demo):
+def test_every_stage_left_a_finished_folder(demo, tmp_path, monkeypatch):
     for stage in ("collection", "base", "sft", "report"):
         assert read_manifest(demo.folder / stage)["recipe"]
     table = read_parquet(demo.folder / "collection")
@@ -126,12 +131,13 @@ def test_every_stage_left_a_finished_folder(demo):
     curve = read_jsonl(demo.folder / "sft" / "metrics.jsonl")
     assert curve[-1]["loss"] < 0.1 * curve[0]["loss"]
     assert read_manifest(demo.folder / "sft")["recipe"]["num_workers"] == 2
-    hashes = {check_model_folder(demo.folder / folder) for folder in ("base", "sft/model")}
+    monkeypatch.setenv("JANUS_CACHE_DIR", str(tmp_path))
+    hashes = {check_model_folder(model_folder(str(demo.folder / folder))) for folder in ("base", "sft/model")}
     assert hashes == {read_manifest(demo.folder / "sft")["template_sha256"]}
 
 
 def test_the_terminal_says_what_a_user_wants_to_know_and_nothing_else(demo):
-    for expected in ("steering gain", "unseen combination", "Report: runs/miniature/report/index.html", "total"):
+    for expected in ("steering gain", "unseen combination", f"Report: {demo.folder}/report/index.html", "total"):
         assert expected in demo.output
     for name in ("instructions", "collect", "base-model", "bench", "train", "serve", "evaluate"):
         assert re.search(rf"^{name} +\d+$", demo.output, re.MULTILINE), name

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import Field
 
-from janus_ray.config import OPERATIONAL, PathText, Recipe
+from janus_ray.config import OPERATIONAL, PathText, RayConfig, Recipe
 from janus_ray.data.recipe import Source
 from janus_ray.errors import ConfigError, DataError
 from janus_ray.store.files import write_json, write_jsonl
@@ -77,20 +77,20 @@ def test_a_finished_folder_counts_as_unfinished_once_work_on_it_begins(tmp_path)
     assert not again.finished
 
 
-@pytest.mark.parametrize("if_exists", ["resume", "overwrite"])
-def test_only_one_run_writes_into_a_folder(tmp_path, if_exists):
+def test_only_one_run_writes_into_a_folder(tmp_path):
     code = (
-        "import sys, time; from janus_ray.store.folder import RunFolder; from tests.unit.test_store import Plan; "
-        f"RunFolder({str(tmp_path / 'out')!r}, Plan(), 'fail').begin({{}}); print('begun', flush=True); "
+        "import sys; from janus_ray.store.folder import RunFolder; from janus_ray.config import RayConfig; "
+        f"RunFolder({str(tmp_path / 'out')!r}, RayConfig(), 'fail').begin({{}}); print('begun', flush=True); "
         "sys.stdin.read()"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, text=True, **pipes) as other:
         assert other.stdout.readline() == "begun\n"
-        with pytest.raises(ConfigError, match="another run is writing there"):
-            RunFolder(tmp_path / "out", Plan(), if_exists).begin({})
+        for if_exists in ("resume", "overwrite"):
+            with pytest.raises(ConfigError, match="another run is writing there"):
+                RunFolder(tmp_path / "out", RayConfig(), if_exists).begin({})
         other.kill()
-    RunFolder(tmp_path / "out", Plan(), if_exists).begin({})
+    RunFolder(tmp_path / "out", RayConfig(), "resume").begin({})
 
 
 class Worker(Recipe):

@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import pytest
 import s3fs
@@ -23,8 +20,6 @@ from janus_ray.store.files import (
 from janus_ray.store.location import location
 from janus_ray.store.log import AppendLog, flush_all, read_line, read_logs
 from tests.s3 import BUCKET
-
-REPOSITORY = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -183,27 +178,16 @@ def test_what_a_log_could_not_write_is_said_and_written_later(folder, s3):
     assert [line.content for line in read_logs(folder)] == [b"one", b"two"]
 
 
-ENDINGS = {
-    "the end": "",
-    "an exception": "raise KeyError",
-    "SIGTERM to a job": "import os; import janus_ray.job; janus_ray.job.end_on_signals(); os.kill(os.getpid(), 15)",
-}
-
-
-def test_a_log_is_flushed_on_every_way_out(folder):
-    processes = {name: _ending(folder / name, code) for name, code in ENDINGS.items()}
-    for name, process in processes.items():
-        _, said = process.communicate(timeout=120)
-        assert [line.content for line in read_logs(folder / name)] == [b"paid for"], (name, said)
-
-
-def _ending(folder, ending):
-    code = (
-        "from janus_ray.store.log import AppendLog; from janus_ray.store import log as module; "
-        f"module._HELD_BACK_S = 1e6; log = AppendLog({str(folder)!r}, 'a'); log.append(b'paid for\\n')\n"
-        f"{ending}"
-    )
-    return subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+def test_a_storage_that_says_nothing_is_one_line_in_the_end(folder, s3, monkeypatch):
+    monkeypatch.setattr("janus_ray.store.files._LONGEST_S", 0.1)
+    s3.fail("hang")
+    for write in (lambda: write_json(folder / "x", 1), lambda: create(folder / "x", b"1")):
+        with pytest.raises(DataError, match="x: cannot be written: no answer in time"):
+            write()
+    with pytest.raises(DataError, match="no answer in time"), written_beside(folder / "x") as temporary:
+        temporary.write_bytes(b"1")
+    s3.heal()
+    assert what_is_at(folder / "x") is None
 
 
 def test_what_is_appended_is_written_without_being_asked(folder, s3):

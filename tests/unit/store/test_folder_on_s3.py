@@ -22,6 +22,7 @@ from janus_ray.store.folder import Ref, RunFolder, read_manifest
 from janus_ray.store.hub import model_folder
 from janus_ray.store.lease import Lease, release_all, take_lease
 from janus_ray.store.location import location
+from janus_ray.store.log import read_logs
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -115,39 +116,58 @@ def test_a_storage_that_fails_is_one_line_and_never_a_finished_folder(remote, s3
     assert not RunFolder(remote / "out", Plan(), "resume").finished
 
 
-WRITER = (
-    "import sys; from janus_ray.store.folder import RunFolder; from janus_ray.config import RayConfig; "
-    "RunFolder(sys.argv[1], RayConfig(), 'fail').begin({}); print('begun', flush=True); sys.stdin.read()"
-)
+WRITER = """
+import sys
+from janus_ray.config import RayConfig
+from janus_ray.job import end_on_signals
+from janus_ray.store import log as module
+from janus_ray.store.folder import RunFolder
+
+# Nothing is written unless it is asked for.
+module._HELD_BACK_S = 1e6
+end_on_signals()
+RunFolder(sys.argv[1], RayConfig(), "fail").begin({})
+log = module.AppendLog(sys.argv[1] + "/ledger", "a")
+log.append(b"flushed\\n")
+log.flush()
+log.append(b"held back\\n")
+print("begun", flush=True)
+sys.stdin.readline()
+raise KeyError("an end that nobody planned")
+"""
 
 
-def writer(folder, **environment):
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    command = [sys.executable, "-c", WRITER, str(folder)]
-    process = subprocess.Popen(command, cwd=REPOSITORY, env={**os.environ, **environment}, **pipes)
-    assert process.stdout.readline() == "begun\n"
-    return process
+def writer(folder):
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    return subprocess.Popen([sys.executable, "-c", WRITER, str(folder)], cwd=REPOSITORY, **pipes)
 
 
 def test_one_process_writes_and_another_follows_when_it_ends_however_it_ends(remote, monkeypatch):
-    killed, ended = remote / "killed", remote / "ended"
-    processes = {killed: writer(killed), ended: writer(ended)}
-    for folder, process in processes.items():
+    """And what its log held back is there in the end, unless it was killed with -9."""
+    folders = {ending: remote / ending for ending in ("killed", "told to end", "failed")}
+    processes = {ending: writer(folder) for ending, folder in folders.items()}
+    for ending, process in processes.items():
+        assert process.stdout.readline() == "begun\n"
         taken = rf"another run is writing there at the moment \(process {process.pid} on "
         with pytest.raises(ConfigError, match=taken):
-            RunFolder(folder, RayConfig(), "resume").begin({})
-    processes[killed].kill()
-    processes[ended].stdin.close()
+            RunFolder(folders[ending], RayConfig(), "resume").begin({})
+    processes["killed"].kill()
+    processes["told to end"].terminate()
+    processes["failed"].stdin.close()
     for process in processes.values():
-        process.wait()
+        process.wait(120)
+        process.stdout.close()
     here = leases._this_process()
     monkeypatch.setattr(leases, "_this_process", lambda: {**here, "host": "elsewhere"})
-    # Another machine cannot look at a process; it sees what was said at an orderly end.
-    RunFolder(ended, RayConfig(), "resume").begin({})
+    for ending in ("told to end", "failed"):
+        # Another machine cannot look at a process; it sees what was said at the end.
+        RunFolder(folders[ending], RayConfig(), "resume").begin({})
+        assert [line.content for line in read_logs(folders[ending] / "ledger")] == [b"flushed", b"held back"]
     with pytest.raises(ConfigError, match="another run is writing there at the moment"):
-        RunFolder(killed, RayConfig(), "resume").begin({})
+        RunFolder(folders["killed"], RayConfig(), "resume").begin({})
     monkeypatch.undo()
-    RunFolder(killed, RayConfig(), "resume").begin({})
+    RunFolder(folders["killed"], RayConfig(), "resume").begin({})
+    assert [line.content for line in read_logs(folders["killed"] / "ledger")] == [b"flushed"]
 
 
 def another_machines(folder, number=1):
