@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from upath import UPath
@@ -35,30 +36,31 @@ def generate(
         items: the bench.
         folder: where the rows and the ledger go.
     """
-    write_jsonl(
-        folder / GENERATIONS_FILE,
-        (row for model in recipe.models for row in _rows(recipe, model, policies[model.name], items, folder)),
-    )
+    with ExitStack() as kept:
+        answered = [
+            (model, _answered(recipe, model, policies[model.name], items, folder, kept)) for model in recipe.models
+        ]
+        write_jsonl(
+            folder / GENERATIONS_FILE, (_row(model, *each) for model, outcomes in answered for each in outcomes)
+        )
 
 
-def _rows(
+def _answered(
     recipe: EvaluateRecipe,
     model: EvaluatedModel,
     policy: ReachedEndpoint,
     items: Sequence[BenchItem],
     folder: UPath,
-) -> Iterator[dict[str, Any]]:
-    """Asks one model for everything that is due, then yields the rows in order."""
+    kept: ExitStack,
+) -> Iterator[tuple[Generated, BenchItem, Completion]]:
+    """Asks one model for everything that is due; the outcomes, in order, stay on disk for as long as the stack does."""
     due = list(responses_due(model, items, siblings(items)))
     requests = ((number, response_request(recipe, *each)) for number, each in enumerate(due))
+    outcomes = kept.enter_context(kept_outcomes(folder))
     label = f"evaluate: responses of {model.name}"
-    with kept_outcomes(folder) as outcomes:
-        for _ in outcomes.asked(requests, policy, folder / "ledger" / "policy", recipe.client_actors, label, len(due)):
-            pass
-        for number, (condition, item) in enumerate(due):
-            outcome = outcomes.get(number)
-            assert outcome is not None
-            yield _row(model, condition, item, outcome)
+    for _ in outcomes.asked(requests, policy, folder / "ledger" / "policy", recipe.client_actors, label, len(due)):
+        pass
+    return ((*each, outcomes.of(number)) for number, each in enumerate(due))
 
 
 def _row(model: EvaluatedModel, condition: Generated, item: BenchItem, outcome: Completion) -> dict[str, Any]:

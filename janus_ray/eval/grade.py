@@ -95,9 +95,7 @@ def _request(recipe: EvaluateRecipe, due: _Due) -> LLMRequest:
 
 
 def _request_again(recipe: EvaluateRecipe, due: _Due, outcomes: Outcomes) -> LLMRequest:
-    before = outcomes.get(due.number)
-    assert before is not None
-    return asked_for_the_verdict(_request(recipe, due), before)
+    return asked_for_the_verdict(_request(recipe, due), outcomes.of(due.number))
 
 
 def _row(due: _Due, outcome: Completion | None, found: int, *, asked_again: bool) -> dict[str, Any]:

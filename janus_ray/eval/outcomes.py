@@ -67,6 +67,12 @@ class Outcomes:
         usage = Usage(**values.pop("usage"))
         return Completion(**values, usage=usage)
 
+    def of(self, number: int) -> Completion:
+        """The completion of a number that was asked."""
+        completion = self.get(number)
+        assert completion is not None, number
+        return completion
+
     def asked(
         self,
         requests: Iterable[tuple[int, LLMRequest]],

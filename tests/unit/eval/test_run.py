@@ -154,3 +154,18 @@ def test_a_report_that_fails_costs_no_number_and_no_request(tmp_path, monkeypatc
 
 def full_disk(path, text):
     raise DataError(f"{path}: cannot be written: No space left on device")
+
+
+def test_while_answers_are_awaited_no_half_file_lies_there_for_a_killed_process_to_leave(tmp_path, monkeypatch):
+    found = []
+
+    def ask_all(*arguments, **keywords):
+        found.extend(path.name for path in (tmp_path / "out").iterdir())
+        raise DataError("the disk is full")
+
+    monkeypatch.setattr(outcomes, "ask_all", ask_all)
+    with loopback(obedient) as policy, loopback(strict) as judge:
+        recipe = recipe_for(tmp_path, policy.url, judge.url)
+        with pytest.raises(DataError, match="the disk is full"):
+            evaluate(recipe, "fail")
+    assert "recipe.json" in found and not [name for name in found if "generations" in name]
