@@ -69,6 +69,9 @@ class RayConfig(Recipe):
     """Shared memory for objects in GiB, at least 0.08 (Ray's own limit is 75 MiB); None leaves the choice to Ray."""
     dashboard: bool = False
     """Start the Ray dashboard with a local cluster."""
+    wait_for_nodes_s: float = Field(default=0.0, ge=0, le=86_400)
+    """How long a job waits for a cluster at RAY_ADDRESS that is too small for it, in seconds, after having asked its
+    autoscaler for what is missing; 0 refuses at once."""
 
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)

@@ -18,11 +18,12 @@ from types import FrameType
 from typing import NoReturn
 
 from janus_ray.config import AnyRecipe, IfExists, load_recipe, resolved
-from janus_ray.env import log_level, native_log_path, reach_loopback_directly, set_quiet_defaults
-from janus_ray.errors import JanusError
+from janus_ray.env import log_level, native_log_path, reach_loopback_directly, set_quiet_defaults, submitted_job
+from janus_ray.errors import ClusterError, JanusError
 from janus_ray.provider import providers_running
 from janus_ray.store.location import said_by_a_storage
 from janus_ray.store.log import flush_all
+from janus_ray.submitted import on_storage
 from janus_ray.text import one_line
 
 _NATIVE_LOGS_KEPT_S = 24 * 3600.0
@@ -88,13 +89,16 @@ def _for_a_person(error: BaseException | None) -> str | None:
     return None
 
 
-def end_on_signals() -> None:
+def end_on_signals(advice: str) -> None:
     """From here on SIGINT and SIGTERM say one line and end the process, with the exit code that shells expect.
 
     At once, without taking anything down first: whatever a job writes is whole or absent, so that a resume goes on from
     a power cut as well (only what logs on an object storage hold back is written before); Ray's processes end with
     ours; and where the whole process group was signalled, as `timeout` does, they are gone already, and Ray's native
     threads answer that by SIGABRT in the middle of an orderly end.
+
+    Args:
+        advice: what the line says after the signal's name.
     """
 
     def end(number: int, _: FrameType | None) -> NoReturn:
@@ -102,7 +106,7 @@ def end_on_signals() -> None:
         for each in _SIGNALS:
             signal.signal(each, lambda *_: None)
         # Not print: the signal may have come in the middle of one.
-        line = f"{_SIGNALS[signal.Signals(number)]}; run again with --if-exists resume to continue\n"
+        line = f"{_SIGNALS[signal.Signals(number)]}{advice}\n"
         with suppress(OSError):
             os.write(sys.stderr.fileno(), line.encode())
         for each in _SIGNALS:
@@ -118,21 +122,39 @@ def end_on_signals() -> None:
             signal.signal(each, end)
 
 
-def job_arguments(doc: str | None) -> argparse.ArgumentParser:
-    """The command line that every job has."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+class Arguments(argparse.ArgumentParser):
+    """A command line whose mistakes are one line, as a recipe's are."""
+
+    def error(self, message: str) -> NoReturn:
+        """One line, and exit code 2."""
+        self.exit(2, f"error: {' '.join(message.split())} (--help lists what is taken)\n")
+
+
+def job_arguments(doc: str | None, *, writes_folder: bool = True) -> argparse.ArgumentParser:
+    """The command line that every job has; `--if-exists` where it has an output folder to go on with."""
+    parser = Arguments(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    take_recipes(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe as JSON and stop")
+    if writes_folder:
+        take_if_exists(parser, "fail; resume in a job submitted to a cluster")
+    return parser
+
+
+def take_recipes(parser: argparse.ArgumentParser) -> None:
+    """Recipes, and what overrides them."""
     parser.add_argument("recipes", nargs="+", metavar="RECIPE.toml", help="one or more recipes, merged left to right")
     parser.add_argument(
         "--set", action="append", default=[], metavar="a.b=c", dest="overrides", help="override a field"
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe as JSON and stop")
+
+
+def take_if_exists(parser: argparse.ArgumentParser, default: str) -> None:
+    """What to do about an output folder that is there."""
     parser.add_argument(
         "--if-exists",
         choices=("fail", "resume", "overwrite"),
-        default="fail",
-        help="what to do when the output folder exists (default: fail)",
+        help=f"what to do when the output folder exists (default: {default})",
     )
-    return parser
 
 
 def run_job(
@@ -142,36 +164,68 @@ def run_job(
     arguments: Sequence[str] | None = None,
     *,
     load: Callable[[type[AnyRecipe], Sequence[str], Sequence[str]], AnyRecipe] = load_recipe,
+    writes_folder: bool = True,
 ) -> NoReturn:
-    """The process boundary of a job: parse, run, and turn an error for a person into one line and exit code 2."""
-    parsed = job_arguments(doc).parse_args(arguments)
+    """The process boundary of a job: parse, run, and turn an error for a person into one line and exit code 2.
+
+    Args:
+        recipe_type: what the recipes must be.
+        run: the job; it is given the recipe and what to do when its output folder exists.
+        doc: the job's help.
+        arguments: the command line; None takes the process's.
+        load: reads the recipe from the command line's files and overrides.
+        writes_folder: whether there is an output folder; without one `--if-exists` is no argument of the job.
+    """
+    parsed = job_arguments(doc, writes_folder=writes_folder).parse_args(arguments)
+    submitted = submitted_job() is not None
     set_quiet_defaults()
     reach_loopback_directly()
     keep_native_logs_off_the_terminal()
-    end_on_signals()
-    try:
+    end_on_signals("; run again with --if-exists resume to continue" if writes_folder else "")
+
+    def act() -> int:
         recipe = load(recipe_type, parsed.recipes, parsed.overrides)
+        if submitted:
+            recipe = on_storage(recipe)
         if parsed.dry_run:
             print(json.dumps(resolved(recipe), indent=2))
         else:
+            # A cluster's job is run again as a matter of course, by whoever submitted it or by the cluster.
+            if_exists = getattr(parsed, "if_exists", None) or ("resume" if submitted else "fail")
             with providers_running(recipe):
-                run(recipe, parsed.if_exists)
+                run(recipe, if_exists)
+        return 0
+
+    unread = "nobody reads standard output any more; run again with --if-exists resume to continue"
+    end_with(act, "" if parsed.dry_run else unread)
+
+
+def end_with(act: Callable[[], int], unread: str) -> NoReturn:
+    """Acts, and ends the process with the exit code that comes of it; an error for a person is one line and code 2.
+
+    Args:
+        act: gives the exit code.
+        unread: what is said where nobody reads standard output any more; empty for nothing.
+    """
+    try:
+        code = act()
         sys.stdout.flush()
     # Broad, because this is the process boundary: what is not meant for a person is raised again.
     except Exception as error:
         if isinstance(error, OSError) and not _stdout_works():
-            if not parsed.dry_run:
-                print(
-                    "error: nobody reads standard output any more; run again with --if-exists resume to continue",
-                    file=sys.stderr,
-                )
+            if unread:
+                print(f"error: {unread}", file=sys.stderr)
             # Not sys.exit, which would try once more to write what nobody reads.
             os._exit(128 + signal.SIGPIPE)
         if (said := _for_a_person(error)) is None:
             raise
-        print(f"error: {' '.join(said.splitlines())}", file=sys.stderr)
+        print(f"error: {' '.join(said.splitlines())}", file=sys.stderr, flush=True)
+        if isinstance(error, ClusterError):
+            # Not sys.exit, at which Ray would wait for what has gone.
+            flush_all()
+            os._exit(2)
         sys.exit(2)
-    sys.exit(0)
+    sys.exit(code)
 
 
 def _stdout_works() -> bool:

@@ -11,7 +11,7 @@ from janus_ray.job import run_job
 from janus_ray.miniature.recipe import BenchRecipe
 
 
-def run(recipe: BenchRecipe, if_exists: IfExists) -> None:
+def run(recipe: BenchRecipe, _: IfExists) -> None:
     """Writes the file; it is the same each time, so an existing one is simply replaced."""
     from janus_ray.miniature.bench import build_bench
 
@@ -19,4 +19,4 @@ def run(recipe: BenchRecipe, if_exists: IfExists) -> None:
 
 
 if __name__ == "__main__":
-    run_job(BenchRecipe, run, __doc__)
+    run_job(BenchRecipe, run, __doc__, writes_folder=False)

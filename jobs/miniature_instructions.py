@@ -11,7 +11,7 @@ from janus_ray.job import run_job
 from janus_ray.miniature.recipe import InstructionsRecipe
 
 
-def run(recipe: InstructionsRecipe, if_exists: IfExists) -> None:
+def run(recipe: InstructionsRecipe, _: IfExists) -> None:
     """Writes the file; it is the same each time, so an existing one is simply replaced."""
     from janus_ray.miniature.world import instructions
     from janus_ray.store.files import write_jsonl
@@ -22,4 +22,4 @@ def run(recipe: InstructionsRecipe, if_exists: IfExists) -> None:
 
 
 if __name__ == "__main__":
-    run_job(InstructionsRecipe, run, __doc__)
+    run_job(InstructionsRecipe, run, __doc__, writes_folder=False)

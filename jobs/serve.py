@@ -26,4 +26,4 @@ def run(recipe: ServeRecipe, _: IfExists) -> None:
 
 
 if __name__ == "__main__":
-    run_job(ServeRecipe, run, __doc__, load=load_served)
+    run_job(ServeRecipe, run, __doc__, load=load_served, writes_folder=False)

@@ -62,7 +62,7 @@ def serving(recipe: ServeRecipe, stop: threading.Event | None = None) -> Generat
     print(f"serve: starting {names}", flush=True)
     _import_engine_meanwhile()
     purpose = f"serving {len(recipe.models)} model{'s' if len(recipe.models) > 1 else ''} behind the gateway"
-    with ray_cluster(recipe.ray, recipe.needed_cpus(), purpose, needed_gpus=recipe.needed_gpus()):
+    with ray_cluster(recipe.ray, recipe.needed_cpus(), purpose, needed_gpus=recipe.needed_gpus(), ending=stop.is_set):
         # Ray has just put its own handlers in the place of ours.
         _set_signals(stop)
         with deployed(recipe, stop, began) as url:

@@ -14,6 +14,7 @@ import pytest
 from janus_ray.config import load_recipe
 from janus_ray.job import job_arguments
 from janus_ray.serve.config_file import load_served
+from janus_ray.submit.command import submit_arguments
 
 REPOSITORY = Path(__file__).parent.parent.parent
 LIGHT = [
@@ -26,9 +27,12 @@ LIGHT = [
     "janus_ray.store.tables",
     "janus_ray.store.folder",
     "janus_ray.job",
+    "janus_ray.cluster",
+    "janus_ray.submitted",
     "janus_ray.serve.gateway",
 ]
-JOBS = sorted(path.stem for path in (REPOSITORY / "jobs").glob("*.py") if path.stem != "__init__")
+# jobs.submit runs another job on a cluster and has no recipe of its own.
+JOBS = sorted(path.stem for path in (REPOSITORY / "jobs").glob("*.py") if path.stem not in ("__init__", "submit"))
 RECIPES = sorted((REPOSITORY / "jobs" / "recipes").glob("*.toml"))
 
 
@@ -75,10 +79,20 @@ def commands() -> list[str]:
 def test_every_documented_command_parses(command):
     _, _, module, *arguments = shlex.split(command, comments=True)
     job = module.removeprefix("jobs.")
-    assert job in JOBS, f"no such job: {job}"
-    parsed = job_arguments("").parse_args(arguments)
+    if job == "submit":
+        parsed = submit_arguments(JOBS, "").parse_args(arguments)
+        job = parsed.job
+    else:
+        assert job in JOBS, f"no such job: {job}"
+        parsed = job_arguments("").parse_args(arguments)
     load = load_served if job == "serve" else load_recipe
     load(recipe_type_of(job), [REPOSITORY / recipe for recipe in parsed.recipes], parsed.overrides)
+
+
+def test_every_job_can_be_submitted():
+    from jobs import submit
+
+    assert sorted([*submit._WITH_A_FOLDER, *submit._WITHOUT]) == JOBS
 
 
 def test_each_job_is_thin():
