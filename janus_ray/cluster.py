@@ -75,6 +75,7 @@ def ray_cluster(
             try:
                 with reporting():
                     yield
+            # Broad, because a cluster that goes shows itself in whatever waited for it.
             except Exception as error:
                 if not isinstance(error, ConfigError) and (lost := why_lost(head, own)):
                     raise ClusterError(f"{lost}; run again with --if-exists resume to continue") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from janus_ray.env import dashboard_address, is_remote, ray_token
@@ -46,17 +47,15 @@ def connected(address: str | None) -> JobSubmissionClient:
         ConfigError: no dashboard is there, it wants another token, or its cluster runs another version of Ray.
     """
     url = _url(address or dashboard_address())
-    import ray
-
-    theirs = _ray_version(url)
-    if theirs != ray.__version__:
-        raise ConfigError(f"{url}: its cluster runs Ray {theirs}, this environment has {ray.__version__}; use the same")
+    theirs, ours = _ray_version(url), version("ray")
+    if theirs != ours:
+        raise ConfigError(f"{url}: its cluster runs Ray {theirs}, this environment has {ours}; use the same")
     # Ray's client would take these rather than what it is given.
     os.environ.pop("RAY_ADDRESS", None)
     os.environ["RAY_API_SERVER_ADDRESS"] = url
     from ray.job_submission import JobSubmissionClient
 
-    for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env"):
+    for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray"):
         logging.getLogger(name).setLevel(logging.ERROR)
     client = JobSubmissionClient(url)
     # The first question that needs a token.
@@ -100,10 +99,10 @@ def _ray_version(url: str) -> str:
         stated = answer.json()
     except ValueError:
         stated = None
-    version = stated.get("ray_version") if isinstance(stated, dict) else None
-    if answer.status_code != 200 or not isinstance(version, str):
+    found = stated.get("ray_version") if isinstance(stated, dict) else None
+    if answer.status_code != 200 or not isinstance(found, str):
         raise ConfigError(f"{url}: what answers there is not the dashboard of a Ray cluster; {hint}")
-    return version
+    return found
 
 
 def _refusal(status: int) -> str:
