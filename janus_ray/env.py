@@ -10,6 +10,7 @@ Read by us:
     JANUS_CACHE_DIR     where models that lie on an object storage are kept on each machine; janus_ray below
                         XDG_CACHE_HOME, or ~/.cache/janus_ray
     JANUS_DEMO_PORT     port of the server that jobs/miniature.sh starts; 8000
+    JANUS_DEMO_FOLDER   where jobs/miniature.sh writes; runs/miniature
     RAY_ADDRESS         connect to this Ray cluster instead of starting a local one
     RAY_API_SERVER_ADDRESS  the dashboard that jobs.submit speaks to, where --address does not say
     RAY_TMPDIR          where a local cluster keeps its files, and where the address "auto" looks for a running one
