@@ -14,7 +14,7 @@ from janus_ray.data.sources import read_instructions
 from janus_ray.llm.ledger import Ledger
 
 UNIT = "instructions, 3 rows each"
-SIZES = (2_000, 8_000)
+SIZES = (8_000, 24_000)
 TARGET = 1_000_000
 
 
