@@ -27,8 +27,12 @@ _PROMPT = "Instruction number {}, and the sixty words or so that an instruction 
 
 
 @contextmanager
-def endpoint() -> Generator[str]:
-    """Lists its model and answers nothing else; a request that is sent is an error of the benchmark."""
+def endpoint(folder: Path) -> Generator[str]:
+    """Lists its model and answers nothing else; a request that is sent is an error of the benchmark.
+
+    On the same port in every step of a folder, because a recipe names it.
+    """
+    port = folder / "port"
 
     class Lists(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -41,7 +45,8 @@ def endpoint() -> Generator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Lists) as server:
+    with ThreadingHTTPServer(("127.0.0.1", int(port.read_text()) if port.is_file() else 0), Lists) as server:
+        port.write_text(str(server.server_port))
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/v1"
         server.shutdown()

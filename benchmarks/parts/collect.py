@@ -21,7 +21,7 @@ TARGET = 1_000_000
 def make(size: int, folder: Path) -> None:
     """Writes the instructions, and a ledger with the answers to all requests about them."""
     write_instructions(size, folder)
-    with endpoint() as url:
+    with endpoint(folder) as url:
         recipe = recipe_at(folder, url)
     instructions, _ = read_instructions(recipe.sources)
     for _ in rows_of(recipe, iter(instructions), Ledger(folder / "out" / "ledger")):
@@ -32,7 +32,7 @@ def measure(size: int, folder: Path) -> dict[str, Any]:
     """Collects."""
     from janus_ray.data.collect import collect
 
-    with endpoint() as url:
+    with endpoint(folder) as url:
         recipe = recipe_at(folder, url)
         # The ledger came before the folder's recipe, as if it had been copied there.
         ledger = (folder / "out").rename(folder / "copied")

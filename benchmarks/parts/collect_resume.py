@@ -24,7 +24,7 @@ TARGET = 1_000_000
 def make(size: int, folder: Path) -> None:
     """Writes the instructions and all rows."""
     write_instructions(size, folder)
-    with endpoint() as url:
+    with endpoint(folder) as url:
         recipe = recipe_at(folder, url)
     begin(recipe)
     instructions, _ = read_instructions(recipe.sources)
@@ -39,7 +39,7 @@ def measure(size: int, folder: Path) -> dict[str, Any]:
     """Resumes."""
     from janus_ray.data.collect import collect
 
-    with endpoint() as url:
+    with endpoint(folder) as url:
         counts = collect(recipe_at(folder, url), "resume")["counts"]
     assert counts["rows_ok"] == 3 * size, counts
     assert counts["requests_sent"] == 0, counts

@@ -6,6 +6,7 @@ The only file of this package that knows Ray.
 from __future__ import annotations
 
 import asyncio
+import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
@@ -32,6 +33,8 @@ Item = TypeVar("Item")
 _CHUNK = 8
 # Items that lie at an actor for each request that it may have in flight, so that its share of the limit never runs dry.
 _AHEAD = 4
+# After so long without any answer the actors are asked whether they are there, and given so long to say so.
+_PATIENCE_S, _PING_S = 120.0, 60.0
 _END_S = 10.0
 
 
@@ -175,8 +178,9 @@ def fan_out(
     # Once, here: every actor would look through the whole ledger.
     index_ledger(ledger)
     parts = shares(target.max_concurrency, num_actors)
-    # One logical CPU each is what the cluster check counted on.
-    actor_type: Any = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)(process)
+    # One logical CPU each is what the cluster check counted on; on several nodes, so that one that dies is not all.
+    options: dict[str, Any] = {"max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": "SPREAD"}
+    actor_type: Any = ray.remote(num_cpus=1, **options)(process)
     folder = _absolute(ledger)
     actors = [actor_type.remote(target.model_dump(mode="json"), folder, part, *arguments) for part in parts]
     said: set[str] = set()
@@ -210,21 +214,52 @@ def _answered(
     """Keeps every actor supplied and yields items with what an actor says to them."""
     import ray
 
-    load = [0] * len(actors)
+    load: list[float] = [0] * len(actors)
     busy: dict[Any, tuple[int, list[Item]]] = {}
     while True:
         for actor, items in _supply(waiting, load, parts):
             busy[actors[actor].answer.remote([sent(item) for item in items])] = actor, items
         if not busy:
             return
-        done, _ = ray.wait(list(busy), num_returns=1)
+        done, _ = ray.wait(list(busy), num_returns=1, timeout=_PATIENCE_S)
         for reference in done:
             actor, items = busy.pop(reference)
             load[actor] -= len(items)
             yield items, ray.get(reference)
+        if not done:
+            waiting = chain(_taken_back(actors, load, busy), waiting)
 
 
-def _supply(waiting: Iterator[Item], load: list[int], parts: Sequence[int]) -> Iterator[tuple[int, list[Item]]]:
+def _taken_back(actors: Sequence[Any], load: list[float], busy: dict[Any, tuple[int, list[Item]]]) -> list[Item]:
+    """Finds actors that do not answer, as when their node is gone and no other has room, and returns their items.
+
+    Such an actor is ended and gets nothing more, as long as another answers; otherwise there is nothing but to wait.
+    """
+    import ray
+
+    alive = [index for index, held in enumerate(load) if held < math.inf]
+    calls = {actors[index].answer.remote([]): index for index in alive}
+    answered, silent = ray.wait(list(calls), num_returns=len(calls), timeout=_PING_S)
+    if not silent:
+        # The endpoint is slow, or has asked us to wait.
+        return []
+    if not answered:
+        print(f"none of {len(actors)} client processes answers; each needs one CPU of the cluster", flush=True)
+        return []
+    lost = {calls[reference] for reference in silent}
+    print(
+        f"{len(lost)} of {len(actors)} client processes do not answer (a node that is gone, or no CPU for them); "
+        "the others go on with their requests",
+        flush=True,
+    )
+    for index in lost:
+        load[index] = math.inf
+        ray.kill(actors[index])
+    taken = [reference for reference, (index, _) in busy.items() if index in lost]
+    return [item for reference in taken for item in busy.pop(reference)[1]]
+
+
+def _supply(waiting: Iterator[Item], load: list[float], parts: Sequence[int]) -> Iterator[tuple[int, list[Item]]]:
     """Takes items while an actor has room, each for the one with the least to do, and yields them as calls.
 
     One by one, so that a few items are spread over all actors.
