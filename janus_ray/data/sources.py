@@ -1,7 +1,7 @@
 """Reading instructions from files and datasets, without exact duplicates and without holding them in memory.
 
 All sources are read before anything else happens, so that what is wrong with one of them costs nothing. What they give
-lies in a temporary file from then on; in memory stay 24 bytes for each instruction, and about a hundred while reading.
+lies in a temporary file from then on; in memory stay 16 bytes for each instruction, and about a hundred while reading.
 A row that cannot be used is left out, counted by its reason and said; a source that can give nothing is an error.
 """
 
