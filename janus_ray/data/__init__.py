@@ -1,1 +1,1 @@
-"""The Multifaceted Collection: from instructions to preference sets, system messages and responses, on Ray Data."""
+"""The Multifaceted Collection: from instructions to preference sets, system messages and responses."""
