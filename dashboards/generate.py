@@ -217,7 +217,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "Tokens of answers",
             "short",
-            ((rate(ours.ASKED_TOKENS, by="request, kind"), "{{request}}: {{kind}}"),),
+            ((rate(ours.ASKED_TOKENS, by="kind"), "{{kind}}"),),
             "Per second; what the ledger knew costs none.",
         ),
         Panel(
