@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from ray.exceptions import ActorDiedError, OutOfMemoryError
@@ -95,3 +97,12 @@ def test_what_nobody_foresaw_is_tried_again_and_then_raised_as_it_is(fit, capsys
     with pytest.raises(WorkerGroupError):
         fit(unforeseen, unforeseen, max_failures=1)
     assert "worker 0 failed: AttributeError; starting the workers again" in capsys.readouterr().out
+
+
+def test_a_worker_reserves_what_it_works_with():
+    api = SimpleNamespace(ScalingConfig=dict)
+    inputs = {"collection": "c", "base_model": "b", "output_dir": "o", "num_workers": 3}
+    on_cpus = TrainRecipe(**inputs, threads_per_worker=4)
+    assert launch._scaling(api, on_cpus) == {"num_workers": 3, "use_gpu": False, "resources_per_worker": {"CPU": 4}}
+    on_gpus = TrainRecipe(**inputs, threads_per_worker=4, use_gpu=True)
+    assert launch._scaling(api, on_gpus)["resources_per_worker"] == {"CPU": 1, "GPU": 1}
