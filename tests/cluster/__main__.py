@@ -85,7 +85,7 @@ def run(names: list[str], folder: Path, pictures: Path | None) -> list[Outcome]:
                 take_pictures(cluster.dashboard, pictures, ("cluster", "jobs"))
             stages.close()
     finally:
-        cluster.close()
+        cluster.close(folder / "logs")
     return outcomes
 
 

@@ -175,11 +175,14 @@ class LocalCluster:
         node.kill()
         self.workers.remove(node)
 
-    def close(self) -> None:
-        """Ends every process of the cluster and removes its files."""
+    def close(self, keep_logs: Path) -> None:
+        """Ends every process of the cluster and removes its files, but for the logs of Serve, which are copied."""
         for node in [*self.workers, *([self.head] if self.head else [])]:
             if node.process.poll() is None:
                 node.kill()
+        for log in (self.folder / "session_latest" / "logs" / "serve").glob("*.log"):
+            keep_logs.mkdir(parents=True, exist_ok=True)
+            shutil.copy(log, keep_logs)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _start(self, arguments: list[str]) -> Node:

@@ -36,6 +36,7 @@ _JOB_S = 240.0
 _SERVE_S = 300.0
 _CALLERS = 6
 _PATIENCE_S = 2.0
+_SHOWN = 160
 
 
 @dataclass
@@ -410,6 +411,7 @@ def _call(url: str, statuses: list[str], stop: threading.Event, seed: int) -> No
                 stop.wait(_PATIENCE_S)
                 continue
             wait_s = answer.headers.get("retry-after")
-            statuses.append(f"{answer.status_code}{f' retry-after {wait_s}' if wait_s else ''}")
+            told = f"retry-after {wait_s}" if wait_s else "" if answer.status_code == 200 else answer.text[:_SHOWN]
+            statuses.append(f"{answer.status_code} {told}".strip())
             if wait_s:
                 stop.wait(min(float(wait_s), _PATIENCE_S))
