@@ -20,7 +20,7 @@ def take_pictures(dashboard: str, folder: Path, pages: tuple[str, ...]) -> list[
     taken = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1400, "height": 620})
+        page = browser.new_page(viewport={"width": 1400, "height": 900})
         for name in pages:
             page.goto(f"{dashboard}/#/{name}")
             page.wait_for_timeout(_WAIT_MS)

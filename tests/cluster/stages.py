@@ -74,7 +74,7 @@ class Job:
         self.name, self.lines = name, []
         self.lines: list[str] = []
         self.process = subprocess.Popen(
-            [sys.executable, "-m", f"jobs.{name}", str(recipe), *arguments],
+            [_python(), "-m", f"jobs.{name}", str(recipe), *arguments],
             cwd=REPOSITORY,
             env={**cluster.environment, "RAY_ADDRESS": cluster.address},
             stdout=subprocess.PIPE,
@@ -110,6 +110,12 @@ class Job:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+
+
+def _python() -> str:
+    """As short as a person writes it: the dashboard shows how a job was started."""
+    executable = Path(sys.executable)
+    return str(executable.relative_to(REPOSITORY)) if executable.is_relative_to(REPOSITORY) else str(executable)
 
 
 def answer_as_the_miniature(number: int, body: dict[str, Any]) -> Reply:
