@@ -75,10 +75,11 @@ class Admission:
 
     async def _passed_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on. Where Serve answers in the place of a gateway that has died, its words are replaced."""
-        learning, of_serve = self._learning(send), False
+        learning, answered, of_serve = self._learning(send), False, False
 
         async def ours(message: Message) -> None:
-            nonlocal of_serve
+            nonlocal answered, of_serve
+            answered = True
             if message["type"] == "http.response.start" and message["status"] in _SERVES_ERRORS:
                 names = [name.lower() for name, _ in message.get("headers", [])]
                 of_serve = self._room is not None and ROOM_HEADER not in names
@@ -86,7 +87,8 @@ class Admission:
                 await learning(message)
 
         await self._app(scope, receive, ours)
-        if of_serve:
+        # Of a gateway that died with the request in its hands Serve says nothing at all; uvicorn would make it a 500.
+        if of_serve or not answered:
             await self._refuse(send, ApiError(503, "the gateway cannot be reached at the moment", code="unavailable"))
 
     def _learnt(self, headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

@@ -94,3 +94,22 @@ async def test_serves_own_words_are_replaced_once_the_gateway_has_spoken(proxy):
         assert lost.status_code == 503 and lost.headers["retry-after"] == "7"
         assert lost.json()["error"]["code"] == "unavailable" and "ray" not in lost.text
         assert (await proxy.get(f"/health?gateway={status}")).status_code == status
+
+
+async def test_a_gateway_that_dies_with_a_request_in_its_hands_is_a_503_to_come_back_to():
+    """Serve logs the death and sends nothing; the HTTP server would make that a bare 500."""
+    told: list[int] = []
+
+    async def serve(scope, receive, send):
+        if scope["path"] == "/health":
+            await Response("up", headers={"X-Janus-Room": "1/7"})(scope, receive, send)
+
+    app = Admission(serve, count=lambda: told.append(1))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        await client.get("/health")
+        # One after another: the place of a request that was lost is free again.
+        for _ in range(3):
+            lost = await client.post(CHAT_PATH)
+            assert (lost.status_code, lost.headers["retry-after"]) == (503, "7")
+            assert lost.json()["error"]["code"] == "unavailable"
+    assert not told
