@@ -16,6 +16,8 @@ from typing import Any
 
 import httpx
 
+from janus_ray.data.client import AnnotatingClient
+from janus_ray.llm.fanout import EndpointClient
 from janus_ray.miniature import judge, teacher
 from janus_ray.miniature.bench import build_bench
 from janus_ray.miniature.recipe import BenchRecipe
@@ -229,8 +231,7 @@ class Stages:
 
     def _clients(self) -> dict[str, list[int]]:
         """The processes that ask an endpoint, by node."""
-        found = self.cluster.actors("EndpointClient")
-        return found or self.cluster.actors("MapWorker")
+        return self.cluster.actors(EndpointClient.__name__) or self.cluster.actors(AnnotatingClient.__name__)
 
     def train(self) -> Outcome:
         """Trains with two FSDP workers on two nodes."""
