@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import threading
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _FETCH_S = 0.5
 # As long as the driver waits for its own actor at the most.
-_ANSWER_S = 60.0
+_ANSWER_S = 10.0
 
 
 def fit(
@@ -123,16 +123,15 @@ class _Reports:
     def put(self, record: Record) -> None:
         self._records.append(record)
 
-    def take(self) -> list[Record]:
-        taken, self._records = self._records, []
-        return taken
+    def since(self, known: int) -> list[Record]:
+        return self._records[known:]
 
 
 @contextmanager
 def _followed(follow: Callable[[Record], None]) -> Generator[Any]:
     """An actor that takes records; what it takes comes out here until the block ends."""
     import ray
-    from ray.exceptions import RayError
+    from ray.exceptions import GetTimeoutError, RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
@@ -140,15 +139,18 @@ def _followed(follow: Callable[[Record], None]) -> Generator[Any]:
     stop = threading.Event()
 
     def fetch() -> None:
-        while True:
+        known, stopping = 0, False
+        while not stopping:
             stopping = stop.wait(_FETCH_S)
             try:
-                for record in ray.get(reports.take.remote(), timeout=_ANSWER_S):
+                for record in ray.get(reports.since.remote(known), timeout=_ANSWER_S):
+                    known += 1
                     follow(record)
-            except (RayError, TimeoutError):
-                # Nobody sees the lines; they are on the storage, and the training goes on.
-                return
-            if stopping:
+            except GetTimeoutError:
+                # A busy machine: they come with the next answer.
+                continue
+            except RayError:
+                # Nobody sees more lines; they are on the storage, and the training goes on.
                 return
 
     thread = threading.Thread(target=fetch, name="metrics", daemon=True)
@@ -158,7 +160,9 @@ def _followed(follow: Callable[[Record], None]) -> Generator[Any]:
     finally:
         stop.set()
         thread.join()
-        ray.kill(reports)
+        # Where the cluster is gone, so is the actor.
+        with suppress(RayError, OSError, RuntimeError):
+            ray.kill(reports)
 
 
 class _RayContext:
