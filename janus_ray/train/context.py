@@ -10,6 +10,7 @@ import multiprocessing
 import tempfile
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -91,7 +92,8 @@ class LocalWorkers:
 
         Raises:
             JanusError: a rank raised it.
-            Exception: whatever else a rank raised; the others fail as a consequence.
+            BrokenProcessPool: a rank's process ended.
+            Exception: whatever else a rank raised. The others fail as a consequence.
         """
         pool = ProcessPoolExecutor(num_workers, mp_context=self._start)
         with tempfile.TemporaryDirectory(prefix="janus_ray-") as folder, pool:
@@ -101,8 +103,10 @@ class LocalWorkers:
             ]
             wait(ranks)
         failures = [error for each in ranks if (error := each.exception())]
-        for error in [*(error for error in failures if isinstance(error, JanusError)), *failures]:
-            raise error
+        for kind in (JanusError, BrokenProcessPool, BaseException):
+            for error in failures:
+                if isinstance(error, kind):
+                    raise error
         return [each.result() for each in ranks]
 
 
