@@ -151,7 +151,9 @@ class Lease:
         lease = cls(folder, before[-1].number + 1 if before else 1)
         made = create(lease._file, lease._bytes())
         # Where a storage makes files without looking, the last one wins, and reads its own words.
-        if not made or _content(lease._file).get("token") != lease._content["token"]:
+        ours = made and _content(lease._file).get("token") == lease._content["token"]
+        # A listing may miss both the number that another process made meanwhile and the lower one that it took away.
+        if not ours or lease._look():
             raise ConfigError(f"output folder {folder}: another run has begun to write there just now")
         # Tidying only: what is lower counts no more.
         with suppress(DataError):

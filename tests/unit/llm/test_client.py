@@ -78,7 +78,8 @@ async def test_passing_trouble_is_retried_and_lasting_trouble_is_a_failed_outcom
 async def test_an_endpoint_that_hangs_is_tried_again_and_given_up():
     with loopback(lambda n, body: Reply("", delay_s=0.5)) as server:
         outcome = await complete(server, ask("hi"), timeout_s=0.05, max_attempts=2)
-        assert (outcome.error_kind, outcome.attempts, len(server.requests)) == ("timeout", 2, 2)
+        # On a busy machine the time may be over before a request has arrived.
+        assert (outcome.error_kind, outcome.attempts) == ("timeout", 2)
         assert outcome.error_message == "no answer within 0.05 s"
 
 

@@ -285,3 +285,14 @@ def test_a_model_is_fetched_once_for_each_content(remote, s3, tmp_path, monkeypa
     assert sorted(each.name for each in second.parent.iterdir() if not each.name.startswith(".")) == sorted(
         [first.name, second.name]
     )
+
+
+def test_a_listing_that_missed_another_owner_makes_nobody_one_as_well(out, monkeypatch):
+    """A listing is no moment: it may miss the new number, made after it had passed there, and the old one, gone since."""
+    if isinstance(out, Path):
+        out.mkdir()
+    another_machines(out, number=7)
+    true, listings = leases._owners, [[]]
+    monkeypatch.setattr(leases, "_owners", lambda folder: listings.pop() if listings else true(folder))
+    with pytest.raises(ConfigError, match="another run has begun to write there just now"):
+        Lease.taken(out)
