@@ -288,7 +288,7 @@ def test_a_model_is_fetched_once_for_each_content(remote, s3, tmp_path, monkeypa
 
 
 def test_a_listing_that_missed_another_owner_makes_nobody_one_as_well(out, monkeypatch):
-    """A listing is no moment: it may miss the new number, made after it had passed there, and the old one, gone since."""
+    """A listing is no moment: it may miss the new number, made behind its back, and the old one, gone since."""
     if isinstance(out, Path):
         out.mkdir()
     another_machines(out, number=7)
