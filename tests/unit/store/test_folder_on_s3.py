@@ -125,7 +125,7 @@ from janus_ray.store.folder import RunFolder
 
 # Nothing is written unless it is asked for.
 module._HELD_BACK_S = 1e6
-end_on_signals()
+end_on_signals("")
 RunFolder(sys.argv[1], RayConfig(), "fail").begin({})
 log = module.AppendLog(sys.argv[1] + "/ledger", "a")
 log.append(b"flushed\\n")
