@@ -5,8 +5,8 @@ respects (an object storage, a network file system) the owner is named by number
 made the highest number, which of several that try only one can, because the storage makes a file only where there is
 none. The owner gives a sign of life by writing its file again; who has given none for long may be followed by the next
 number, and finds out before it commits anything that counts. Ages are differences of the storage's own times: no
-machine's clock matters. A number is never deleted before a higher one exists, so an old owner that wakes up never
-takes itself for the present one.
+machine's clock matters. The two highest numbers are never deleted, so an old owner that wakes up never takes itself for
+the present one, and a listing that is a moment old leads to a number that is taken.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import IO, Any, NamedTuple
 from upath import UPath
 
 from janus_ray.errors import ConfigError, DataError
-from janus_ray.store.files import create, delete_files, files_below, read_bytes, write_bytes
+from janus_ray.store.files import create, delete_files, files_below, read_bytes, what_is_at, write_bytes
 from janus_ray.store.fingerprint import LOCK
 from janus_ray.store.location import is_local, one_line_errors
 from janus_ray.store.log import after_the_flush
@@ -142,8 +142,7 @@ class Lease:
             ConfigError: another process has it, or is a moment faster.
         """
         before = _owners(folder)
-        if before and not _is_free(before[-1], folder):
-            owner = before[-1]
+        if before and not _is_free(owner := before[-1], folder):
             raise ConfigError(
                 f"output folder {folder}: another run is writing there at the moment ({owner.who}); a run that was "
                 f"killed frees the folder {_STALE_S:.0f} s after its last sign of life"
@@ -162,7 +161,8 @@ class Lease:
         return lease
 
     def _is_outlived(self, name: str) -> bool:
-        return name.startswith(_PROBE) or (_number(name) or self._number) < self._number
+        # The number before ours stays: who lists the folder while we write sees that one or ours, never none.
+        return name.startswith(_PROBE) or (_number(name) or self._number) < self._number - 1
 
     @property
     def _file(self) -> UPath:
@@ -240,9 +240,15 @@ def _on_network(folder: Path) -> bool:
 
 def _owners(folder: UPath) -> list[_Owner]:
     """The owners' files, the present owner's last."""
-    found = [(number, each.where) for each in files_below(folder, deep=False) if (number := _number(each.name))]
-    found.sort(key=lambda each: each[0])
-    return [_Owner(number, file, _content(file) if number == found[-1][0] else {}) for number, file in found]
+    while True:
+        found = [(number, each.where) for each in files_below(folder, deep=False) if (number := _number(each.name))]
+        found.sort(key=lambda each: each[0])
+        try:
+            return [_Owner(number, file, _content(file) if number == found[-1][0] else {}) for number, file in found]
+        except DataError:
+            # Removed since it was listed: there is a higher number by now.
+            if what_is_at(found[-1][1]) is not None:
+                raise
 
 
 def _number(name: str) -> int | None:
@@ -273,8 +279,14 @@ def _age_s(owner: _Owner, folder: UPath) -> float:
     """Seconds since the owner's last sign of life, by the storage's clock."""
     probe = folder / f"{_PROBE}{uuid.uuid4().hex}"
     write_bytes(probe, b"")
-    with one_line_errors(folder):
-        age_s = _modified_s(probe) - _modified_s(owner.file)
+    try:
+        with one_line_errors(folder):
+            age_s = _modified_s(probe) - _modified_s(owner.file)
+    except DataError:
+        if what_is_at(owner.file) is not None:
+            raise
+        # Followed by another one just now.
+        age_s = 0.0
     with suppress(DataError):
         delete_files([found for found in files_below(folder, deep=False) if found.name == probe.name])
     return age_s

@@ -180,7 +180,7 @@ def test_of_several_that_take_over_a_stale_folder_exactly_one_does(out, monkeypa
     if isinstance(out, Path):
         out.mkdir()
     another_machines(out)
-    monkeypatch.setattr(leases, "_age_s", lambda owner, folder: 1e9 if owner.content["host"] == "elsewhere" else 0)
+    monkeypatch.setattr(leases, "_age_s", lambda owner, folder: 1e9 if owner.content.get("host") == "elsewhere" else 0)
     outcomes = []
     # What this process holds is the same for all its threads, so they compete below that.
     barrier = threading.Barrier(5)
