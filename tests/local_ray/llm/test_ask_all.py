@@ -96,22 +96,17 @@ def test_what_ends_the_job_is_one_line_of_ours(tmp_path):
         assert "\n" not in str(error.value)
 
 
-class Occupant:
-    def is_there(self):
-        return True
-
-
 def test_a_process_that_finds_no_cpu_is_named_and_the_others_do_its_work(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(fanout, "_PATIENCE_S", 1.0)
     monkeypatch.setattr(fanout, "_PING_S", 5.0)
-    occupant = ray.remote(num_cpus=ray.cluster_resources()["CPU"] - 1)(Occupant).remote()
+    occupied = ray.util.placement_group([{"CPU": ray.cluster_resources()["CPU"] - 1}])
     try:
-        assert ray.get(occupant.is_there.remote())
+        assert occupied.wait(60)
         with loopback(echo) as server:
             target = ReachedEndpoint(base_url=server.url, model="m", max_concurrency=4)
             answers = ask_all([ask(n) for n in range(40)], target, tmp_path, 2, "ask")
             assert {request.custom_id for request, _ in answers} == {str(n) for n in range(40)}
             assert len(server.requests) == 40
     finally:
-        ray.kill(occupant)
+        ray.util.remove_placement_group(occupied)
     assert "1 of 2 client processes do not answer" in capsys.readouterr().out
