@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -171,6 +172,7 @@ def fan_out(
         ConfigError, DataError: as `ask_all`.
     """
     import ray
+    from ray.exceptions import RayActorError
 
     waiting = iter(items)
     if (first := next(waiting, None)) is None:
@@ -197,9 +199,11 @@ def fan_out(
                 if answers.fatal is not None:
                     raise answers.fatal
                 yield given, answers.results
-        for answers in ray.get([actor.close.remote() for actor in actors]):
-            if answers.fatal is not None:
-                raise answers.fatal
+        for closing in [actor.close.remote() for actor in actors]:
+            # One that was given up is gone; what it was asked the others have answered.
+            with suppress(RayActorError):
+                if (fatal := ray.get(closing).fatal) is not None:
+                    raise fatal
     finally:
         _end(actors)
 
