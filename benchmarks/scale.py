@@ -156,11 +156,12 @@ def main() -> None:
     if arguments.step:
         keep_native_logs_off_the_terminal()
         return run_one(arguments.parts[0], arguments.step, sizes[0], arguments.folder, arguments.figures)
-    results: dict[str, Any] = read_json(RESULT) if RESULT.is_file() else {}
     for name in arguments.parts or PARTS:
         part = part_named(name)
         rows = measured(name, sizes or part.SIZES)
         beyond = extrapolated(rows, part.TARGET)
+        # Read only now: another run may have written its parts in the meantime.
+        results: dict[str, Any] = read_json(RESULT) if RESULT.is_file() else {}
         results[name] = {
             "unit": part.UNIT,
             "measured": rows,
