@@ -8,4 +8,4 @@ The layers import one way only (`lint-imports` proves it):
 Importing this package, `records`, `config`, `stats` or `metrics` loads neither torch, ray, vllm nor transformers.
 """
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
