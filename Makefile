@@ -67,6 +67,7 @@ check: setup  ## lint, format, types, import layers
 
 bench: setup  ## the benchmarks; each prints a ratio and writes JSON under benchmarks/results
 	@$(BIN)/python benchmarks/collect.py
+	@$(BIN)/python benchmarks/scale.py
 
 lock: setup  ## resolve pyproject.toml again into requirements/{cpu,gpu}.txt
 	@bash requirements/lock.sh "$(BIN)/uv" "$(PIP_FIND_LINKS)"

@@ -1,1 +1,1 @@
-"""Training a policy on a collection: Ray Data packs, Ray Train runs one FSDP2 loop."""
+"""Training a policy on a collection: documents and plans, one FSDP2 loop under Ray Train."""
