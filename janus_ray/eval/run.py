@@ -32,6 +32,8 @@ from janus_ray.store.files import read_json, what_is_at, write_json
 from janus_ray.store.folder import UNKNOWN, Ref, RunFolder, read_manifest
 
 RESULTS_FILE, REPORT_FILE = "results.json", "index.html"
+# The one input that is no model.
+BENCH = "bench"
 
 
 def evaluate(recipe: EvaluateRecipe, if_exists: IfExists) -> Results:
@@ -55,8 +57,15 @@ def evaluate(recipe: EvaluateRecipe, if_exists: IfExists) -> Results:
     }
     judge = _reached(recipe.judge, "judge")
     inputs = _inputs(recipe, policies, judge)
-    folder.check_inputs(inputs, whole=True)
-    finished = _finished(folder, inputs)
+    # A model trained again and served under its old name is what one evaluates: its answers are other requests to the
+    # ledger, and every row is made from there again.
+    endpoints = inputs.keys() - {BENCH}
+    renewed = folder.check_inputs(inputs, whole=True, anew=endpoints)
+    for name in renewed:
+        print(
+            f"{name}: other weights answer under that name than when {folder.path} was made; evaluated anew", flush=True
+        )
+    finished = None if renewed else _finished(folder, inputs)
     if finished is not None:
         print(f"{folder.path}: already finished; 0 requests sent")
         print_summary(finished)
@@ -65,7 +74,7 @@ def evaluate(recipe: EvaluateRecipe, if_exists: IfExists) -> Results:
     prompts = len({item.prompt_id for item in items})
     print(f"evaluate: {len(items)} items on {prompts} prompts, judged by {judge.model}", flush=True)
     with ray_cluster(recipe.ray, recipe.client_actors, f"evaluate with {recipe.client_actors} client actors"):
-        folder.begin(inputs)
+        folder.begin(inputs, anew=endpoints)
         generate(recipe, policies, items, folder.path)
         grade(recipe, judge, items, folder.path)
     results = aggregate(
@@ -100,7 +109,7 @@ def _reached(endpoint: Endpoint, role: str) -> ReachedEndpoint:
 def _inputs(recipe: EvaluateRecipe, policies: Mapping[str, ReachedEndpoint], judge: ReachedEndpoint) -> dict[str, Ref]:
     """What the numbers are made from."""
     endpoints = {**{f"policy {name}": endpoint for name, endpoint in policies.items()}, "judge": judge}
-    return {"bench": Ref.of(recipe.bench)} | {
+    return {BENCH: Ref.of(recipe.bench)} | {
         name: Ref(f"{endpoint.address} {endpoint.model}", endpoint.weights_id or UNKNOWN)
         for name, endpoint in endpoints.items()
     }
@@ -148,10 +157,10 @@ def _has_failures(manifest: dict[str, Any]) -> bool:
 
 
 def _protocol(recipe: EvaluateRecipe, inputs: Mapping[str, Ref], items: Sequence[BenchItem]) -> Protocol:
-    weights = {name: entry.revision for name, entry in inputs.items() if name != "bench"}
+    weights = {name: entry.revision for name, entry in inputs.items() if name != BENCH}
     return Protocol(
         bench=recipe.bench,
-        bench_fingerprint=inputs["bench"].revision,
+        bench_fingerprint=inputs[BENCH].revision,
         items=len(items),
         prompts=len({item.prompt_id for item in items}),
         judge=recipe.judge.model,

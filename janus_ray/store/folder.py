@@ -12,7 +12,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -113,18 +113,23 @@ class RunFolder:
             if isinstance(entry, dict)
         }
 
-    def check_inputs(self, inputs: Mapping[str, Ref], *, whole: bool = False) -> None:
+    def check_inputs(self, inputs: Mapping[str, Ref], *, whole: bool = False, anew: Collection[str] = ()) -> list[str]:
         """Refuses to continue what was begun from something else: what it holds would be of two kinds.
 
         Args:
             inputs: what the stage is made from, as far as it is known by now.
             whole: these are all.
+            anew: names of inputs whose change makes the stage do everything again that hangs on them, so that nothing
+                is of two kinds.
+
+        Returns:
+            The names among `anew` that have changed.
 
         Raises:
             ConfigError: an input has another revision than when the folder was begun, or is another one.
         """
         if not self.resumes:
-            return
+            return []
         before = self.recorded()
         # Where an input lies is no part of what it is.
         changed = [
@@ -132,24 +137,27 @@ class RunFolder:
             for name in sorted(before.keys() | inputs.keys() if whole else inputs.keys())
             if name not in before or name not in inputs or before[name].revision != inputs[name].revision
         ]
-        if changed:
-            shown = ", ".join(f"{name} {inputs[name].uri}" if name in inputs else name for name in changed)
+        refused = [name for name in changed if name not in anew or name not in before]
+        if refused:
+            shown = ", ".join(f"{name} {inputs[name].uri}" if name in inputs else name for name in refused)
             raise ConfigError(
                 f"output folder {self.path} was made from other inputs (changed since: {shown}); "
                 "choose another folder or --if-exists overwrite"
             )
+        return changed
 
-    def begin(self, inputs: Mapping[str, Ref]) -> None:
+    def begin(self, inputs: Mapping[str, Ref], *, anew: Collection[str] = ()) -> None:
         """Makes the folder, or replaces it where that was asked for; from here on it counts as unfinished.
 
         Args:
             inputs: everything the stage is made from, by name.
+            anew: see `check_inputs`.
 
         Raises:
             ConfigError: it cannot be made, another run is writing there, or it was begun from other inputs.
             DataError: its storage fails.
         """
-        self.check_inputs(inputs, whole=True)
+        self.check_inputs(inputs, whole=True, anew=anew)
         try:
             if is_local(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
@@ -67,10 +68,10 @@ def prompt_of(judgment, folder):
     return generations[judgment["generation_id"]]["prompt"]
 
 
-def test_new_weights_under_the_same_name_are_refused_in_the_same_folder(tmp_path, capsys):
-    listed = models_with("first")
+def test_new_weights_under_the_same_name_are_evaluated_anew(tmp_path, capsys):
+    listed, answers = models_with("first"), {"policy": obedient}
     with (
-        loopback(obedient, models=listed) as policy,
+        loopback(lambda n, body: answers["policy"](n, body), models=listed) as policy,
         loopback(strict, models=models_with("judge")) as judge,
     ):
         recipe = recipe_for(tmp_path, policy.url, judge.url, judge_siblings=False)
@@ -80,12 +81,21 @@ def test_new_weights_under_the_same_name_are_refused_in_the_same_folder(tmp_path
         assert "already finished; 0 requests sent" in capsys.readouterr().out
         # Retrained, served under the same name: the same recipe, the same bench.
         listed.body["data"][0]["weights_id"] = "second"
-        with pytest.raises(ConfigError, match=r"was made from other inputs \(changed since: policy m http"):
-            evaluate(recipe, "resume")
-        # Back to the first weights.
+        answers["policy"] = lambda n, body: chat_reply("Hello.")
+        second = evaluate(recipe, "resume").as_json()
+        shown = capsys.readouterr().out
+        assert "policy m: other weights answer under that name" in shown and "already finished" not in shown
+        assert len(policy.requests) == 2 * sent[0]
+        # Back to the first weights: the ledger knows their answers.
         listed.body["data"][0]["weights_id"] = "first"
-        assert evaluate(recipe, "resume").as_json() == first
-        assert (len(policy.requests), len(judge.requests)) == sent
+        third = evaluate(recipe, "resume").as_json()
+        assert len(policy.requests) == 2 * sent[0]
+        # Other questions are refused, here as in every stage.
+        Path(recipe.bench).write_text(Path(recipe.bench).read_text() + "\n")
+        with pytest.raises(ConfigError, match=r"was made from other inputs \(changed since: bench "):
+            evaluate(recipe, "resume")
+    means = [results["models"]["m"]["own_system"]["overall"]["mean"] for results in (first, second, third)]
+    assert means == [5.0, 2.0, 5.0]
     assert first["protocol"]["weights"] == {"policy m": "first", "judge": "judge"}
     assert read_manifest(tmp_path / "out")["inputs"]["policy m"]["revision"] == "first"
 
