@@ -43,7 +43,7 @@ _LEVEL = "What a response of score {} does, in one sentence or in two. " + "word
 def make(size: int, folder: Path) -> None:
     """Writes the bench, and a ledger with the answers to all requests about it."""
     write_jsonl(folder / "bench.jsonl", _bench(size // _PER_PROMPT))
-    with endpoint() as url:
+    with endpoint(folder) as url:
         recipe = _recipe(folder, url)
     items = load_bench(recipe.bench)
     policy = recipe.policy.model_copy(update={"model": MODEL})
@@ -65,7 +65,7 @@ def measure(size: int, folder: Path) -> dict[str, Any]:
     """Evaluates."""
     from janus_ray.eval.run import evaluate
 
-    with endpoint() as url:
+    with endpoint(folder) as url:
         recipe = _recipe(folder, url)
         refs = {"bench": Ref.of(recipe.bench), "policy m": Ref(MODEL, UNKNOWN), "judge": Ref(MODEL, UNKNOWN)}
         RunFolder(recipe.output_dir, recipe, "fail").begin(refs)
