@@ -47,7 +47,7 @@ def spelled_path(text: str) -> str:
         return url
     expanded = os.path.expanduser(text)
     if expanded.startswith("~"):
-        raise ValueError(f"{text.split('/')[0]}: no such user")
+        raise ValueError(f"{one_line(text.split('/')[0])}: no such user")
     return expanded
 
 

@@ -122,6 +122,7 @@ def test_a_secret_in_a_url_is_refused_and_not_shown():
 )
 @example("s3://b/a\ud800")
 @example("s3s3::")
+@example("~\n")
 @example("./s3:/a")
 def test_any_text_is_a_location_of_the_same_name_or_one_line(text):
     try:
