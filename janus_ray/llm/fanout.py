@@ -172,7 +172,6 @@ def fan_out(
         ConfigError, DataError: as `ask_all`.
     """
     import ray
-    from ray.exceptions import RayActorError
 
     waiting = iter(items)
     if (first := next(waiting, None)) is None:
@@ -199,13 +198,21 @@ def fan_out(
                 if answers.fatal is not None:
                     raise answers.fatal
                 yield given, answers.results
-        for closing in [actor.close.remote() for actor in actors]:
-            # One that was given up is gone; what it was asked the others have answered.
-            with suppress(RayActorError):
-                if (fatal := ray.get(closing).fatal) is not None:
-                    raise fatal
+        _close(actors)
     finally:
         _end(actors)
+
+
+def _close(actors: Sequence[Any]) -> None:
+    """Has the actors write what they hold back, and raises what one of them cannot write."""
+    import ray
+    from ray.exceptions import RayActorError
+
+    for closing in [actor.close.remote() for actor in actors]:
+        # One that was given up is gone; what it was asked the others have answered.
+        with suppress(RayActorError):
+            if (fatal := ray.get(closing).fatal) is not None:
+                raise fatal
 
 
 def _numbered(pair: tuple[LLMRequest, LLMRequest]) -> LLMRequest:

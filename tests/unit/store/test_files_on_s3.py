@@ -193,7 +193,8 @@ def test_a_storage_that_says_nothing_is_one_line_in_the_end(folder, s3, monkeypa
 def test_what_is_appended_is_written_without_being_asked(folder, s3):
     log = AppendLog(folder, "a")
     log.append(b"one\n")
-    while not list(read_logs(folder)):
+    while not (written := [line.content for line in read_logs(folder)]):
         pass
+    assert written == [b"one"]
     log.close()
     flush_all()
